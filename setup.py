@@ -26,7 +26,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "video": ["imageio", "imageio-ffmpeg"],
     "notebooks": ["notebook"],
-    "test": ["pytest>=8", "pytest-xdist", "ruff"],
+    "test": ["pytest>=8", "pytest-xdist", "setuptools>=70", "ruff"],
 }
 
 setup(
@@ -55,7 +55,6 @@ setup(
     extras_require=EXTRAS,
     classifiers=[
         "Programming Language :: Python :: 3",
-        "License :: OSI Approved :: MIT License",
         "Topic :: Scientific/Engineering :: Image Recognition",
     ],
 )
