@@ -18,7 +18,6 @@ import copy
 import difflib
 import importlib
 import inspect
-import numbers
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +25,9 @@ from typing import Any
 
 import numpy as np
 
-# Attributes that may hold a function; a plain one must not turn into a bound method when read from an instance.
+from kmrcnn.config_rules import LOSSES, RULES, check_images, check_network, fail
+
+# May hold a plain function, which must not turn into a bound method when read from an instance.
 _CALLABLE_KEYS = ("BACKBONE", "COMPUTE_BACKBONE_SHAPE")
 _DERIVED = {
     "BATCH_SIZE": "IMAGES_PER_GPU * GPU_COUNT",
@@ -49,7 +50,8 @@ class Config:
     VALIDATION_STEPS = 50  # batches at the end of each epoch
 
     # --- network
-    BACKBONE: str | Callable = "resnet101"  # or f(input_image, stage5=True, train_bn=...) -> [C1, C2, C3, C4, C5]
+    # resnet18, resnet34, resnet50, resnet101 or f(input_image, stage5=True, train_bn=...) -> [C1, ..., C5]
+    BACKBONE: str | Callable = "resnet101"
     COMPUTE_BACKBONE_SHAPE: Callable | None = None  # f(image_shape) -> (levels, 2), for a callable BACKBONE
     BACKBONE_STRIDES = [4, 8, 16, 32, 64]  # P2..P6
     FPN_CLASSIF_FC_LAYERS_SIZE = 1024
@@ -60,7 +62,7 @@ class Config:
     GN_GROUPS = 32
     BN_EPSILON = 1e-3
     BN_MOMENTUM = 0.99
-    TRAIN_BN: bool | None = False  # False: frozen statistics, None: follow the training flag, True: always train
+    TRAIN_BN: bool | None = False  # False: frozen statistics, None: as the training flag says
     NUM_CLASSES = 1  # with the background
 
     # --- anchors and proposals
@@ -115,13 +117,7 @@ class Config:
     WEIGHT_DECAY = 0.0001
     WEIGHT_DECAY_RULE = "mean"  # "mean" divides each weight's L2 by its size, "sum" does not
     GRADIENT_CLIP_NORM = 5.0
-    LOSS_WEIGHTS = {
-        "rpn_class_loss": 1.0,
-        "rpn_bbox_loss": 1.0,
-        "mrcnn_class_loss": 1.0,
-        "mrcnn_bbox_loss": 1.0,
-        "mrcnn_mask_loss": 1.0,
-    }
+    LOSS_WEIGHTS = dict.fromkeys(LOSSES, 1.0)
     LOSS_DENOMINATOR = "count"  # or "fixed"
     COMPAT_TRAINING = False  # True restores Matterport's training defects
     SEED = 0
@@ -165,7 +161,7 @@ class Config:
 
     @property
     def IMAGE_META_SIZE(self) -> int:
-        """Length of the image meta vector: id 1, original shape 3, shape 3, window 4, scale 1, active classes."""
+        """Length of the meta vector: id 1, original shape 3, shape 3, window 4, scale 1, active classes."""
         return 1 + 3 + 3 + 4 + 1 + self.NUM_CLASSES
 
     def validate(self, num_classes: int | None = None) -> None:
@@ -174,12 +170,12 @@ class Config:
         Raises:
             ValueError: naming the key, the value found and what was expected.
         """
-        for key, rule in _RULES.items():
+        for key, rule in RULES.items():
             rule(key, getattr(self, key))
-        _check_images(self)
-        _check_network(self)
+        check_images(self)
+        check_network(self)
         if num_classes is not None and num_classes != self.NUM_CLASSES:
-            _fail("NUM_CLASSES", self.NUM_CLASSES, f"{num_classes}, the dataset's classes with the background")
+            fail("NUM_CLASSES", self.NUM_CLASSES, f"{num_classes}: the dataset's classes and the background")
 
     def display(self) -> None:
         """Print every setting, in alphabetical order."""
@@ -194,7 +190,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """An instance of this class with `values` set. Lists become tuples or arrays where the default is one.
+        """An instance of this class with `values` set; a list becomes a tuple or array where the default is.
 
         Raises:
             AttributeError: for an unknown key, with the nearest name.
@@ -255,7 +251,7 @@ class Config:
         return other
 
     def __reduce__(self):
-        # A class of a script, a notebook or a function cannot be imported by a worker process: send its values.
+        # A worker process cannot import the class of a script, notebook or function: send its values.
         if _importable(type(self)):
             return _restore, (type(self), vars(self))
         return _rebuild, (type(self).__name__, self.to_dict())
@@ -310,7 +306,7 @@ def _check_class_key(cls: type[Config], key: str) -> None:
 
 
 def _parse(text: str) -> Any:
-    """A value from the command line: Python's literals first (1e-3, tuples), then YAML's (true, null), else text."""
+    """A value of the command line: a Python literal (1e-3, tuples), else YAML's (true, null), else text."""
     import yaml
 
     try:
@@ -361,177 +357,8 @@ def _plain(key: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(key, item) for item in value]
     if callable(value):
-        if "<" in value.__qualname__ or "." in value.__qualname__:
-            raise ValueError(f"{key}: {value.__qualname__} cannot be written to a file; use a module's own function")
-        return f"{value.__module__}:{value.__qualname__}"
+        name = getattr(value, "__qualname__", repr(value))
+        if not name.isidentifier():
+            raise ValueError(f"{key}: cannot write {name} to a file, use a module's own function")
+        return f"{value.__module__}:{name}"
     return value
-
-
-# --- rules: one check a setting, each called with (key, value)
-
-Rule = Callable[[str, Any], None]
-
-
-def _fail(key: str, found: Any, expected: str) -> None:
-    raise ValueError(f"{key}: found {found!r}, expected {expected}")
-
-
-def _is_number(value: Any, kind: type = numbers.Real) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool | np.bool_)
-
-
-def _integer(low: int = 1) -> Rule:
-    def rule(key: str, value: Any) -> None:
-        if not _is_number(value, numbers.Integral) or value < low:
-            _fail(key, value, f"an integer of at least {low}")
-
-    return rule
-
-
-def _real(low: float, high: float = float("inf")) -> Rule:
-    def rule(key: str, value: Any) -> None:
-        if not _is_number(value) or not low <= value <= high:
-            _fail(key, value, f"a number in [{low:g}, {high:g}]")
-
-    return rule
-
-
-def _numbers(length: int | None, low: float, whole: bool = False) -> Rule:
-    """A sequence of `length` numbers (any, at least one, when None) above or equal to `low`."""
-    kind = numbers.Integral if whole else numbers.Real
-    words = f"{length or 'one or more'} {'integers' if whole else 'numbers'} of at least {low:g}"
-
-    def rule(key: str, value: Any) -> None:
-        if not isinstance(value, list | tuple | np.ndarray) or not len(value) or length not in (None, len(value)):
-            _fail(key, value, words)
-        if not all(_is_number(item, kind) and item >= low for item in value):
-            _fail(key, value, words)
-
-    return rule
-
-
-def _choice(*allowed: Any) -> Rule:
-    def rule(key: str, value: Any) -> None:
-        if not any(value is item or (isinstance(item, str) and value == item) for item in allowed):
-            near = difflib.get_close_matches(str(value), [str(item) for item in allowed], n=1)
-            _fail(key, value, f"one of {list(allowed)}" + (f" (nearest: {near[0]!r})" if near else ""))
-
-    return rule
-
-
-def _optional(inner: Rule) -> Rule:
-    def rule(key: str, value: Any) -> None:
-        if value is not None:
-            inner(key, value)
-
-    return rule
-
-
-def _text(key: str, value: Any) -> None:
-    if not isinstance(value, str) or not value:
-        _fail(key, value, "a text: set it in your Config subclass")
-
-
-def _backbone(key: str, value: Any) -> None:
-    if not callable(value):
-        _choice("resnet18", "resnet34", "resnet50", "resnet101", "a callable")(key, value)
-
-
-def _callable(key: str, value: Any) -> None:
-    if not callable(value):
-        _fail(key, value, "a callable or None")
-
-
-def _loss_weights(key: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        _fail(key, value, "a dict of loss name to number")
-    for name, weight in value.items():
-        if name not in Config.LOSS_WEIGHTS:
-            _choice(*Config.LOSS_WEIGHTS)(key, name)
-        _real(0)(f"{key}[{name!r}]", weight)
-
-
-def _image_shapes(key: str, value: Any) -> None:
-    if not isinstance(value, list | tuple | np.ndarray) or not 1 <= len(value) <= 8:
-        _fail(key, value, "None or 1 to 8 (height, width) pairs")
-    for shape in value:
-        _numbers(2, 1, whole=True)(key, shape)
-
-
-_RULES: dict[str, Rule] = {
-    "NAME": _text,
-    **dict.fromkeys(
-        ("GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "FPN_CLASSIF_FC_LAYERS_SIZE", "TOP_DOWN_PYRAMID_SIZE",
-         "RPN_CONV_SIZE", "MASK_CONV_SIZE", "GN_GROUPS", "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
-         "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_CHANNEL_COUNT",
-         "IMAGE_DIVISOR", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
-         "DETECTION_MAX_INSTANCES"), _integer()),
-    **dict.fromkeys(("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS"), _integer(0)),
-    "IMAGE_MIN_DIM": _optional(_integer(0)),
-    "NUM_CLASSES": _integer(2),
-    **dict.fromkeys(
-        ("RPN_NMS_THRESHOLD", "RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_RATIO", "ROI_POSITIVE_IOU",
-         "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM"), _real(0, 1)),
-    **dict.fromkeys(("BN_EPSILON", "LEARNING_RATE", "WEIGHT_DECAY", "BOX_OFFSET"), _real(0)),
-    **dict.fromkeys(("GRADIENT_CLIP_NORM", "IMAGE_MIN_SCALE"), _optional(_real(0))),
-    "DETECTION_MIN_CONFIDENCE": _optional(_real(0, 1)),
-    **dict.fromkeys(
-        ("USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING"), _choice(True, False)),
-    "TRAIN_BN": _choice(None, False, True),
-    "BACKBONE": _backbone,
-    "COMPUTE_BACKBONE_SHAPE": _optional(_callable),
-    "BACKBONE_STRIDES": _numbers(None, 1, whole=True),
-    "RPN_ANCHOR_SCALES": _numbers(None, 1),
-    "RPN_ANCHOR_RATIOS": _numbers(None, 1e-3),
-    "MINI_MASK_SHAPE": _numbers(2, 1, whole=True),
-    "MASK_SHAPE": _numbers(2, 1, whole=True),
-    "MEAN_PIXEL": _numbers(None, float("-inf")),
-    "RPN_BBOX_STD_DEV": _numbers(4, 1e-6),
-    "BBOX_STD_DEV": _numbers(4, 1e-6),
-    "LOSS_WEIGHTS": _loss_weights,
-    "IMAGE_SHAPES": _optional(_image_shapes),
-    "IMAGE_RESIZE_MODE": _choice("none", "square", "pad64", "crop"),
-    "NORM": _choice("bn", "gn"),
-    "ROI_ALIGN_MODE": _choice("crop_and_resize", "legacy", "aligned"),
-    "ROI_LEVEL_RULE": _choice("round", "floor"),
-    "WEIGHT_DECAY_RULE": _choice("mean", "sum"),
-    "LOSS_DENOMINATOR": _choice("count", "fixed"),
-    "LOADER_BACKEND": _choice("auto", "process", "thread"),
-}
-
-
-def _check_images(config: Config) -> None:
-    divisor = config.IMAGE_DIVISOR
-    mode, side = config.IMAGE_RESIZE_MODE, config.IMAGE_MIN_DIM
-    if mode in ("crop", "pad64") and not side:
-        _fail("IMAGE_MIN_DIM", side, f"a size, as IMAGE_RESIZE_MODE is {mode!r}")
-    if mode == "pad64" and side % 64:
-        _fail("IMAGE_MIN_DIM", side, "a multiple of 64, as IMAGE_RESIZE_MODE is 'pad64'")
-    key = "IMAGE_MIN_DIM" if mode == "crop" else "IMAGE_MAX_DIM"
-    if int(config.IMAGE_SHAPE[0]) % divisor:
-        _fail(key, getattr(config, key), f"a multiple of IMAGE_DIVISOR={divisor}, e.g. 256, 320, 384, 448, 512")
-    for shape in config.IMAGE_SHAPES or ():
-        if any(size % divisor for size in shape):
-            _fail("IMAGE_SHAPES", tuple(shape), f"sizes that are multiples of IMAGE_DIVISOR={divisor}")
-    if len(config.MEAN_PIXEL) != config.IMAGE_CHANNEL_COUNT:
-        _fail("MEAN_PIXEL", config.MEAN_PIXEL, f"{config.IMAGE_CHANNEL_COUNT} numbers (IMAGE_CHANNEL_COUNT)")
-
-
-def _check_network(config: Config) -> None:
-    strides = list(config.BACKBONE_STRIDES)
-    if len(config.RPN_ANCHOR_SCALES) != len(strides):
-        _fail("RPN_ANCHOR_SCALES", config.RPN_ANCHOR_SCALES, f"one scale for each of BACKBONE_STRIDES {strides}")
-    if strides != sorted(set(strides)):
-        _fail("BACKBONE_STRIDES", strides, "increasing strides")
-    if isinstance(config.BACKBONE, str) and strides != [4, 8, 16, 32, 64]:
-        _fail("BACKBONE_STRIDES", strides, f"[4, 8, 16, 32, 64], the strides of {config.BACKBONE}'s pyramid")
-    # The coarsest level is a subsampling, which may round up; all others are added to an upsampled neighbour.
-    if config.IMAGE_DIVISOR % strides[-2:][0]:
-        _fail("IMAGE_DIVISOR", config.IMAGE_DIVISOR, f"a multiple of the stride {strides[-2:][0]}")
-    if list(config.MASK_SHAPE) != [2 * config.MASK_POOL_SIZE] * 2:
-        _fail("MASK_SHAPE", config.MASK_SHAPE, f"{[2 * config.MASK_POOL_SIZE] * 2}, twice MASK_POOL_SIZE")
-    if config.RPN_NEGATIVE_IOU > config.RPN_POSITIVE_IOU:
-        _fail("RPN_NEGATIVE_IOU", config.RPN_NEGATIVE_IOU, f"at most RPN_POSITIVE_IOU={config.RPN_POSITIVE_IOU}")
-    for key in ("TOP_DOWN_PYRAMID_SIZE", "MASK_CONV_SIZE") if config.NORM == "gn" else ():
-        if getattr(config, key) % config.GN_GROUPS:
-            _fail(key, getattr(config, key), f"a multiple of GN_GROUPS={config.GN_GROUPS}")
