@@ -1,0 +1,86 @@
+"""Normalisation layers: frozen or trained batch norm, and group norm, with one numerics on every backend."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+_ON_TORCH = keras.backend.backend() == "torch"
+if _ON_TORCH:
+    from kmrcnn.layers import torch_native
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class BatchNorm(keras.layers.BatchNormalization):
+    """Batch normalisation over NHWC whose use of batch statistics is fixed when it is built.
+
+    The moving variance is Keras' (biased) on every backend.
+
+    Args:
+        train_bn: False always normalises with the moving statistics, whatever `training` says (gamma and beta
+            stay trainable, as in Matterport); None follows `training`; True always uses the batch's statistics.
+        Everything else as `keras.layers.BatchNormalization`.
+    """
+
+    def __init__(self, train_bn: bool | None = False, **kwargs):
+        super().__init__(**kwargs)
+        self.train_bn = train_bn
+
+    def call(self, inputs, training=None, mask=None):
+        training = training if self.train_bn is None else self.train_bn
+        if not _ON_TORCH:
+            return super().call(inputs, training=training, mask=mask)
+        dtype = inputs.dtype
+        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        x = ops.cast(inputs, self.variable_dtype)
+        if training and self.trainable:
+            y, mean, variance = torch_native.batch_norm_training(x, gamma, beta, self.epsilon)
+            self._update_moving_statistics(mean, variance)
+        else:
+            mean, variance = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
+            y = torch_native.batch_norm_inference(x, gamma, beta, mean, variance, self.epsilon)
+        return y.to(dtype)
+
+    def _update_moving_statistics(self, mean, variance) -> None:
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving.value.detach() * self.momentum + value * (1.0 - self.momentum))
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "train_bn": self.train_bn}
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class GroupNorm(keras.layers.GroupNormalization):
+    """Group normalisation over NHWC (Wu & He 2018), independent of the batch size."""
+
+    def call(self, inputs):
+        if not _ON_TORCH:
+            return super().call(inputs)
+        gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
+        return torch_native.group_norm(inputs, self.groups, gamma.to(inputs.dtype), beta.to(inputs.dtype), self.epsilon)
+
+
+class Normalization:
+    """Makes the normalisation layers of one network, so that its parts need only a name.
+
+    Args:
+        kind: "bn" or "gn".
+        train_bn, momentum, epsilon: for "bn", see `BatchNorm`.
+        groups: for "gn".
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+
+    def __init__(self, kind: str = "bn", train_bn: bool | None = False, momentum: float = 0.99,
+                 epsilon: float = 1e-3, groups: int = 32):
+        if kind not in ("bn", "gn"):
+            raise ValueError(f"normalisation kind must be 'bn' or 'gn', got {kind!r}")
+        self.kind, self.train_bn, self.momentum, self.epsilon, self.groups = kind, train_bn, momentum, epsilon, groups
+
+    def __call__(self, name: str) -> keras.layers.Layer:
+        """A new layer called `name`."""
+        if self.kind == "gn":
+            # 1e-5 is the value of Wu & He and of every published GN detector.
+            return GroupNorm(groups=self.groups, epsilon=1e-5, name=name)
+        return BatchNorm(train_bn=self.train_bn, momentum=self.momentum, epsilon=self.epsilon, name=name)

@@ -1,0 +1,68 @@
+"""The losses of the box and mask heads (He et al. 2017, section 3)."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from kmrcnn.losses.base import LossLayer, cross_entropy, smooth_l1
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class HeadClassLoss(LossLayer):
+    """Softmax cross entropy of each ROI, left out where the predicted class is not one of the image's dataset.
+
+    Args:
+        compat: True applies the first image's active classes to the whole batch, as Matterport does.
+
+    Call: (logits (B, T, C), class_ids (B, T) int32, weights (B, T), meta (B, 12 + C)).
+    """
+
+    def __init__(self, denominator: str = "count", compat: bool = False, **kwargs):
+        super().__init__(denominator, **kwargs)
+        self.compat = compat
+
+    def call(self, logits, class_ids, weights, meta):
+        active = meta[:, 12:]
+        if self.compat:
+            active = ops.zeros_like(active) + active[:1]
+        predicted = ops.argmax(logits, axis=-1)
+        weights = weights * ops.take_along_axis(active, predicted, axis=1)
+        loss = cross_entropy(logits, class_ids) * weights
+        return self.ratio(ops.sum(loss, axis=1), ops.sum(weights, axis=1), class_ids.shape[1])
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "compat": self.compat}
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class HeadBoxLoss(LossLayer):
+    """Smooth L1 on the true class's deltas of the positive ROIs; "count" counts coordinates.
+
+    Call: (deltas (B, T, C, 4), class_ids (B, T) int32, target (B, T, 4)).
+    """
+
+    def call(self, deltas, class_ids, target):
+        chosen = ops.take_along_axis(deltas, class_ids[..., None, None], axis=2)[:, :, 0]
+        positive = class_ids > 0
+        error = ops.where(positive[..., None], chosen - target, ops.zeros_like(chosen))
+        count = 4 * ops.sum(ops.cast(positive, "int32"), axis=1)
+        return self.ratio(ops.sum(smooth_l1(error), axis=(1, 2)), count, class_ids.shape[1])
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class MaskLoss(LossLayer):
+    """Binary cross entropy of the true class's mask of the positive ROIs, from logits; a mean over pixels.
+
+    Call: (logits (B, P, h, w, C), class_ids (B, T) int32 of which the first P rows may be positive,
+        target (B, P, h, w) 0/1).
+    """
+
+    def call(self, logits, class_ids, target):
+        class_ids = class_ids[:, : target.shape[1]]
+        chosen = ops.take_along_axis(logits, class_ids[:, :, None, None, None], axis=-1)[..., 0]
+        # max(x, 0) - x t + log(1 + exp(-|x|)) is finite for every logit.
+        loss = ops.relu(chosen) - chosen * target + ops.log1p(ops.exp(-ops.abs(chosen)))
+        positive = class_ids > 0
+        loss = ops.where(positive, ops.mean(loss, axis=(2, 3)), ops.zeros_like(loss[:, :, 0, 0]))
+        return self.ratio(ops.sum(loss, axis=1), ops.sum(ops.cast(positive, "int32"), axis=1), target.shape[1])
