@@ -1,0 +1,161 @@
+"""Augmentation of an image together with its masks."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+# imgaug augmenters that move pixels, the only ones to act on masks too (Matterport's list).
+_IMGAUG_GEOMETRIC = ("Sequential", "SomeOf", "OneOf", "Sometimes", "Fliplr", "Flipud", "CropAndPad", "Affine",
+                     "PiecewiseAffine")
+
+
+def apply_augmentation(augmentation: Any, image: np.ndarray, masks: np.ndarray,
+                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Run any supported augmentation on image [H, W, C] and bool masks [H, W, N].
+
+    `augmentation` is a callable (image, masks, rng) -> (image, masks), or (image, masks) -> ..., or an imgaug
+    augmenter, or an albumentations transform. The random ones of the libraries are seeded from `rng`, on a copy,
+    so that a sample stays reproducible in any thread or process. Raises ValueError when a size changes.
+    """
+    if hasattr(augmentation, "to_deterministic") and hasattr(augmentation, "augment_image"):
+        new_image, new_masks = _run_imgaug(augmentation, image, masks, rng)
+    elif type(augmentation).__module__.split(".")[0] == "albumentations":
+        new_image, new_masks = _run_albumentations(augmentation, image, masks, rng)
+    elif _takes_rng(augmentation):
+        new_image, new_masks = augmentation(image, masks, rng)
+    else:
+        new_image, new_masks = augmentation(image, masks)
+    if new_image.shape != image.shape:
+        raise ValueError(f"Augmentation shouldn't change image size: {image.shape} became {new_image.shape}")
+    if new_masks.shape != masks.shape:
+        raise ValueError(f"Augmentation shouldn't change mask size: {masks.shape} became {new_masks.shape}")
+    return new_image, new_masks if new_masks.dtype == bool else new_masks > 0
+
+
+@functools.lru_cache(maxsize=64)
+def _positional_count(function: Callable) -> int:
+    kinds = [p.kind for p in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 3
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def _takes_rng(augmentation: Callable) -> bool:
+    try:
+        return _positional_count(augmentation) >= 3
+    except TypeError:  # unhashable callables are not cached
+        return _positional_count.__wrapped__(augmentation) >= 3
+
+
+def _run_imgaug(augmenter: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+    import imgaug
+
+    def activator(images, augmenter, parents, default):
+        return type(augmenter).__name__ in _IMGAUG_GEOMETRIC
+
+    augmenter = copy.deepcopy(augmenter)
+    getattr(augmenter, "seed_", augmenter.reseed)(int(rng.integers(2**31)))
+    fixed = augmenter.to_deterministic()
+    new_image = fixed.augment_image(np.ascontiguousarray(image))
+    if not masks.shape[2]:
+        return new_image, masks
+    hooks = imgaug.HooksImages(activator=activator)
+    return new_image, fixed.augment_image(masks.astype(np.uint8, order="C"), hooks=hooks)
+
+
+def _run_albumentations(transform: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+    transform = copy.deepcopy(transform)
+    if hasattr(transform, "set_random_seed"):
+        transform.set_random_seed(int(rng.integers(2**31)))
+    planes = [np.ascontiguousarray(masks[:, :, index], np.uint8) for index in range(masks.shape[2])]
+    result = transform(image=np.ascontiguousarray(image), **({"masks": planes} if planes else {}))
+    return result["image"], np.stack(result["masks"], axis=2) if planes else masks
+
+
+class Compose:
+    """Run augmentations (of any supported kind) one after the other."""
+
+    def __init__(self, augmentations: Sequence[Any]):
+        self.augmentations = list(augmentations)
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        for augmentation in self.augmentations:
+            image, masks = apply_augmentation(augmentation, image, masks, rng)
+        return image, masks
+
+
+class HorizontalFlip:
+    """Mirror left and right with probability `p`."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        return (image[:, ::-1], masks[:, ::-1]) if rng.random() < self.p else (image, masks)
+
+
+class VerticalFlip:
+    """Mirror top and bottom with probability `p`."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        return (image[::-1], masks[::-1]) if rng.random() < self.p else (image, masks)
+
+
+class Transpose:
+    """Swap rows and columns with probability `p`; images that are not square stay, as sizes are fixed."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        if rng.random() >= self.p or image.shape[0] != image.shape[1]:
+            return image, masks
+        return image.swapaxes(0, 1), masks.swapaxes(0, 1)
+
+
+class Rotate90:
+    """With probability `p` turn by 90, 180 or 270 degrees; by 180 where the image is not square."""
+
+    def __init__(self, p: float = 0.75):
+        self.p = p
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        if rng.random() >= self.p:
+            return image, masks
+        turns = int(rng.integers(1, 4)) if image.shape[0] == image.shape[1] else 2
+        return np.rot90(image, turns), np.rot90(masks, turns)
+
+
+class Brightness:
+    """Multiply an 8-bit image by a factor drawn from [low, high]."""
+
+    def __init__(self, low: float = 0.8, high: float = 1.2):
+        self.low, self.high = low, high
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        return _lookup(image, np.arange(256) * rng.uniform(self.low, self.high)), masks
+
+
+class Contrast:
+    """Stretch an 8-bit image around middle grey (128) by a factor drawn from [low, high]."""
+
+    def __init__(self, low: float = 0.8, high: float = 1.2):
+        self.low, self.high = low, high
+
+    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+        return _lookup(image, (np.arange(256) - 128.0) * rng.uniform(self.low, self.high) + 128), masks
+
+
+def _lookup(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8:
+        raise ValueError(f"Brightness and Contrast take 8-bit images, found {image.dtype}")
+    return table.round().clip(0, 255).astype(np.uint8)[image]

@@ -1,0 +1,214 @@
+"""DataLoader: batches by number, made ahead of time by worker threads or processes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import pickle
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from kmrcnn.data.dataset import Dataset, SampleError
+from kmrcnn.data.reader import SampleReader, collate, reader_settings
+from kmrcnn.data.resize_plan import plan_for
+from kmrcnn.data.worker import WorkerProcess
+
+logger = logging.getLogger("kmrcnn.data")
+
+MAX_SHAPES = 8  # compiled steps and memory grow with every image shape
+
+
+class DataLoader:
+    """Training batches that depend only on (seed, step).
+
+    Steps are counted from 0 over the whole run; `batches_per_pass` of them show every image once (a last batch
+    that would be short repeats images of its own pass). A sample that cannot be used is replaced by another of
+    the same shape, with one warning per image; `skipped` counts the replacements and `bad_images` holds the
+    reasons by image id. Images without instances are kept.
+
+    Args:
+        dataset: a prepared Dataset with config.NUM_CLASSES classes.
+        config: the Config of the model.
+        batch_size: images per batch; config.BATCH_SIZE by default.
+        shuffle: a new order in every pass.
+        augmentation: see `kmrcnn.data.augment.apply_augmentation`.
+        no_augmentation_sources: sources whose images are not augmented.
+        seed: config.SEED by default.
+        workers: config.LOADER_WORKERS by default; 0 loads in the calling thread.
+
+    A batch is a dict of numpy arrays named after the model's inputs, B images, M = MAX_GT_INSTANCES:
+        input_image: float32 (B, H, W, C), mean subtracted.
+        input_image_meta: float32 (B, 12 + NUM_CLASSES).
+        input_gt_class_ids: int32 (B, M); 0 is padding, negative a crowd.
+        input_gt_boxes: float32 (B, M, 4) y1x1y2x2 pixels, half-open.
+        input_gt_masks: bool (B, h, w, M) mini-masks, or (B, H, W, M).
+        input_sample_seed: int32 (B, 1), not negative.
+        input_roi: float32 (B, POST_NMS_ROIS_TRAINING, 4) pixels, only with USE_RPN_ROIS False.
+
+    Raises ValueError for a dataset that does not fit the config, and RuntimeError when no image can be used or
+    when a worker process dies.
+    """
+
+    def __init__(self, dataset: Dataset, config: Any, batch_size: int | None = None, shuffle: bool = True,
+                 augmentation: Any = None, no_augmentation_sources: Collection[str] | None = None,
+                 seed: int | None = None, workers: int | None = None):
+        _check(dataset, config)
+        self.batch_size = config.BATCH_SIZE if batch_size is None else batch_size
+        self.shuffle = shuffle
+        self.workers = config.LOADER_WORKERS if workers is None else workers
+        self.settings = reader_settings(config)
+        self.skipped = 0
+        self.bad_images: dict[int, str] = {}
+        self._lock = threading.Lock()
+        shapes, buckets = self._group_by_shape(dataset, config)
+        self._reader = SampleReader(dataset, self.settings, augmentation, frozenset(no_augmentation_sources or ()),
+                                    config.SEED if seed is None else seed, buckets, shapes)
+        self.batches_per_pass = sum(-(-len(bucket) // self.batch_size) for bucket in buckets)
+        self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
+        self._payload = _payload(self._reader, config.LOADER_BACKEND) if self.workers else None
+        self._processes: list[WorkerProcess] = []
+        self._idle: queue.SimpleQueue[WorkerProcess] = queue.SimpleQueue()
+        self._finalizer = weakref.finalize(self, _close_all, self._processes)
+
+    @property
+    def backend(self) -> str:
+        """What makes the batches of `stream`: "process", "thread" or "none"."""
+        if not self.workers:
+            return "none"
+        return "process" if self._payload else "thread"
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of a global step, made in the calling thread."""
+        return self._build(step, self._reader.read)
+
+    def stream(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of steps start to stop - 1 (endless without stop), made ahead by the workers."""
+        steps = itertools.count(start) if stop is None else iter(range(start, stop))
+        if not self.workers:
+            yield from map(self.batch, steps)
+            return
+        build = functools.partial(self._build, read=self._prepare_workers())
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="kmrcnn-loader")
+        try:
+            ahead = deque(pool.submit(build, step) for step in itertools.islice(steps, 2 * self.workers))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(pool.submit(build, step) for step in itertools.islice(steps, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """End the worker processes. The loader can be used again and starts new ones."""
+        _close_all(self._processes)
+        self._idle = queue.SimpleQueue()
+
+    def __enter__(self) -> DataLoader:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _build(self, step: int, read: Any) -> dict[str, np.ndarray]:
+        pass_index, place = divmod(step, self.batches_per_pass)
+        bucket, image_ids = self._plan(pass_index)[place]
+        samples, failures = read(pass_index, bucket, image_ids)
+        self._note(failures)
+        return collate(samples, self.settings)
+
+    def _prepare_workers(self) -> Any:
+        if self._payload is None:
+            return self._reader.read
+        while len(self._processes) < self.workers:
+            self._processes.append(WorkerProcess(self._payload))
+            self._idle.put(self._processes[-1])
+        return self._read_remotely
+
+    def _read_remotely(self, *arguments: Any) -> Any:
+        idle = self._idle
+        process = idle.get()
+        try:
+            return process.read(*arguments)
+        finally:
+            idle.put(process)
+
+    def _note(self, failures: list[tuple[int, str]]) -> None:
+        with self._lock:
+            self.skipped += len(failures)
+            for image_id, reason in failures:
+                if image_id not in self.bad_images:
+                    self.bad_images[image_id] = reason
+                    logger.warning("Skipped a bad sample: %s", reason)
+
+    def _make_plan(self, pass_index: int) -> list[tuple[int, np.ndarray]]:
+        """(bucket, image ids) of every batch of a pass."""
+        plan = []
+        for bucket, members in enumerate(self._reader.buckets):
+            if self.shuffle:
+                members = np.random.default_rng((self._reader.seed, pass_index, bucket)).permutation(members)
+            rows = -(-len(members) // self.batch_size)
+            plan += [(bucket, row) for row in np.resize(members, (rows, self.batch_size))]
+        if self.shuffle and len(self._reader.buckets) > 1:
+            order = np.random.default_rng((self._reader.seed, pass_index)).permutation(len(plan))
+            plan = [plan[index] for index in order]
+        return plan
+
+    def _group_by_shape(self, dataset: Dataset, config: Any) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+        if not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE in ("square", "crop"):
+            side = config.IMAGE_MAX_DIM if config.IMAGE_RESIZE_MODE == "square" else config.IMAGE_MIN_DIM
+            return [(side, side)], [np.asarray(dataset.image_ids)]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for image_id in dataset.image_ids:
+            try:
+                shape = plan_for(config, *dataset.image_size(image_id)).shape
+            except SampleError as error:
+                self._note([(int(image_id), str(error))])
+                continue
+            groups.setdefault(shape, []).append(image_id)
+        if not groups:
+            raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {self.bad_images[0]}")
+        if len(groups) > MAX_SHAPES:
+            raise ValueError(f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
+                             f"{MAX_SHAPES} can be trained together: set IMAGE_SHAPES to the (height, width) to use")
+        return list(groups), [np.array(members) for members in groups.values()]
+
+
+def _check(dataset: Dataset, config: Any) -> None:
+    if not len(dataset.image_ids):
+        raise ValueError("The dataset has no images: add some, then call prepare()")
+    if dataset.num_classes != config.NUM_CLASSES:
+        raise ValueError(f"NUM_CLASSES is {config.NUM_CLASSES}, but the dataset has {dataset.num_classes} classes with "
+                         f"the background: {', '.join(dataset.class_names[:10])}")
+
+
+def _payload(reader: SampleReader, backend: str) -> bytes | None:
+    """The pickled reader for worker processes, or None where threads are wanted or needed."""
+    if backend not in ("auto", "process", "thread"):
+        raise ValueError(f"LOADER_BACKEND is {backend!r}, expected 'auto', 'process' or 'thread'")
+    if backend == "thread":
+        return None
+    try:
+        payload = pickle.dumps(reader, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        if backend == "process":
+            raise ValueError(f"LOADER_BACKEND 'process': dataset or augmentation cannot be pickled: {error}") from error
+        return None
+    if b"__main__" in payload:  # a class of the running script, which a worker cannot import
+        if backend == "process":
+            raise ValueError("LOADER_BACKEND 'process': dataset or augmentation is defined in the running script; move "
+                             "it to a module of its own, or use LOADER_BACKEND 'thread'")
+        return None
+    return payload
+
+
+def _close_all(processes: list[WorkerProcess]) -> None:
+    while processes:
+        processes.pop().close()

@@ -1,0 +1,130 @@
+"""Samples by number and their batches: all that a loader worker, thread or process, has to know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from kmrcnn.data.dataset import Dataset, SampleError
+from kmrcnn.data.sample import load_image_gt
+from kmrcnn.data.targets import generate_random_rois
+
+# A worker gets these values only: a user's Config class may live in a script it cannot import.
+_SETTINGS = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "IMAGE_MIN_SCALE", "IMAGE_RESIZE_MODE", "IMAGE_SHAPES", "IMAGE_DIVISOR",
+             "IMAGE_CHANNEL_COUNT", "USE_MINI_MASK", "MINI_MASK_SHAPE", "MAX_GT_INSTANCES", "MEAN_PIXEL",
+             "USE_RPN_ROIS", "POST_NMS_ROIS_TRAINING")
+_MAX_TRIES = 1000  # replacements tried before a whole data set counts as unreadable
+
+
+def reader_settings(config: Any) -> SimpleNamespace:
+    """The part of a Config that samples depend on, picklable."""
+    return SimpleNamespace(**{name: getattr(config, name) for name in _SETTINGS})
+
+
+@dataclass
+class Sample:
+    """One molded image with its ground truth, unpadded: image [H, W, C] before mean subtraction, N instances."""
+
+    image: np.ndarray
+    meta: np.ndarray
+    class_ids: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray
+    seed: int
+    rois: np.ndarray | None
+
+
+@dataclass
+class SampleReader:
+    """Reads samples that depend only on (seed, pass, image id).
+
+    buckets: arrays of image ids, each with the molded (height, width) of the same place in `shapes`.
+    """
+
+    dataset: Dataset
+    settings: SimpleNamespace
+    augmentation: Any
+    no_augmentation_sources: Collection[str]
+    seed: int
+    buckets: list[np.ndarray]
+    shapes: list[tuple[int, int]]
+
+    def read(self, pass_index: int, bucket: int, image_ids: Sequence[int]) -> tuple[list[Sample], list]:
+        """Samples of one batch, and the (image id, reason) of each that had to be replaced by another."""
+        failures: list[tuple[int, str]] = []
+        return [self._read_or_replace(pass_index, bucket, int(i), failures) for i in image_ids], failures
+
+    def _read_or_replace(self, pass_index: int, bucket: int, image_id: int, failures: list) -> Sample:
+        members = self.buckets[bucket]
+        tries, first, candidate = 0, None, image_id
+        order = None
+        while True:
+            try:
+                return self.sample(pass_index, bucket, candidate)
+            # User code and decoders may raise anything; the reason is passed on and counted.
+            except Exception as error:
+                first = first or error
+                failures.append((candidate, self._reason(candidate, error)))
+            if order is None:
+                order = np.random.default_rng((self.seed, pass_index, image_id, 1)).permutation(members)
+                order = order[order != image_id][:_MAX_TRIES]
+            if tries == len(order):
+                raise RuntimeError(f"None of {tries + 1} images can be used. {failures[0][1]}") from first
+            candidate = int(order[tries])
+            tries += 1
+
+    def _reason(self, image_id: int, error: Exception) -> str:
+        if isinstance(error, SampleError):
+            return str(error)
+        return f"{self.dataset.describe(image_id)}: {type(error).__name__}: {error}"
+
+    def sample(self, pass_index: int, bucket: int, image_id: int) -> Sample:
+        """One sample; SampleError when the image does not have its bucket's shape."""
+        settings = self.settings
+        rng = np.random.default_rng((self.seed, pass_index, image_id))
+        skip = self.dataset.image_info[image_id]["source"] in self.no_augmentation_sources
+        image, meta, class_ids, boxes, masks = load_image_gt(
+            self.dataset, settings, image_id, augmentation=None if skip else self.augmentation,
+            use_mini_mask=settings.USE_MINI_MASK, rng=rng)
+        expected = (*self.shapes[bucket], settings.IMAGE_CHANNEL_COUNT)
+        if image.shape != expected:
+            raise SampleError(f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "
+                              f"{image.shape}; its real size or channel count differs from the declared one")
+        if len(class_ids) > settings.MAX_GT_INSTANCES:
+            kept = np.sort(rng.choice(len(class_ids), settings.MAX_GT_INSTANCES, replace=False))
+            class_ids, boxes, masks = class_ids[kept], boxes[kept], masks[:, :, kept]
+        rois = None
+        if not settings.USE_RPN_ROIS:
+            rois = generate_random_rois(image.shape, settings.POST_NMS_ROIS_TRAINING, class_ids, boxes, rng)
+        seed = np.random.SeedSequence((self.seed, pass_index, image_id)).generate_state(1)[0] & 0x7FFFFFFF
+        return Sample(np.ascontiguousarray(image), meta, class_ids, boxes, masks, int(seed), rois)
+
+
+def collate(samples: Sequence[Sample], settings: Any) -> dict[str, np.ndarray]:
+    """Pad samples of one shape to the training model's inputs (see DataLoader)."""
+    count, limit = len(samples), settings.MAX_GT_INSTANCES
+    height, width, channels = samples[0].image.shape
+    mask_shape = tuple(settings.MINI_MASK_SHAPE) if settings.USE_MINI_MASK else (height, width)
+    batch = {
+        "input_image": np.empty((count, height, width, channels), np.float32),
+        "input_image_meta": np.stack([sample.meta for sample in samples]).astype(np.float32),
+        "input_gt_class_ids": np.zeros((count, limit), np.int32),
+        "input_gt_boxes": np.zeros((count, limit, 4), np.float32),
+        "input_gt_masks": np.zeros((count, *mask_shape, limit), bool),
+        "input_sample_seed": np.array([[sample.seed] for sample in samples], np.int32),
+    }
+    # A whole row of means lets numpy subtract in one long loop instead of pixel by pixel.
+    mean_row = np.tile(np.asarray(settings.MEAN_PIXEL, np.float32), width)
+    for index, sample in enumerate(samples):
+        instances = len(sample.class_ids)
+        np.subtract(sample.image.reshape(height, -1), mean_row, out=batch["input_image"][index].reshape(height, -1))
+        batch["input_gt_class_ids"][index, :instances] = sample.class_ids
+        batch["input_gt_boxes"][index, :instances] = sample.boxes
+        batch["input_gt_masks"][index, :, :, :instances] = sample.masks
+    if samples[0].rois is not None:
+        batch["input_roi"] = np.stack([sample.rois for sample in samples]).astype(np.float32)
+    return batch

@@ -1,0 +1,63 @@
+"""Resizing of images and masks on one sampling grid: half-pixel centres, edges repeated, no smoothing.
+
+Output pixel i of n samples the input at (i + 0.5) * size / n - 0.5, for bilinear and for nearest alike, so that
+an image and its masks never drift apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+
+def nearest_index(out_size: int, in_size: int) -> np.ndarray:
+    """Input index that each of `out_size` output pixels copies, int64 (out_size,)."""
+    index = ((np.arange(out_size) + 0.5) * (in_size / out_size)).astype(np.int64)
+    return np.minimum(index, in_size - 1)
+
+
+def linear_index(out_size: int, in_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower index, upper index (int64) and weight of the upper one (float32), each (out_size,)."""
+    centre = np.clip((np.arange(out_size) + 0.5) * (in_size / out_size) - 0.5, 0, in_size - 1)
+    low = centre.astype(np.int64)
+    return low, np.minimum(low + 1, in_size - 1), (centre - low).astype(np.float32)
+
+
+def resize_bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize [H, W] or [H, W, C] to float32 [height, width(, C)]."""
+    trailing = (1,) * (array.ndim - 2)
+    low, high, weight = linear_index(height, array.shape[0])
+    array = array.astype(np.float32)
+    rows = array[low]
+    rows += (array[high] - rows) * weight.reshape(-1, 1, *trailing)
+    low, high, weight = linear_index(width, array.shape[1])
+    out = rows[:, low]
+    out += (rows[:, high] - out) * weight.reshape(-1, *trailing)
+    return out
+
+
+def resize_pixels(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image [H, W, C] bilinearly and keep its dtype; integers are truncated, as Matterport does.
+
+    8-bit RGB takes Pillow's affine transform: the same samples, without holding the interpreter lock.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        scale = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
+        picture = Image.fromarray(np.ascontiguousarray(image))
+        return np.array(picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR))
+    return resize_bilinear(image, height, width).astype(image.dtype)
+
+
+def resize_planes(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize masks [H, W, N] by nearest neighbour to [height, width, N], same dtype.
+
+    The result is a view of instance-major memory, which the per-instance steps that follow read fastest.
+    """
+    if masks.shape[:2] == (height, width):
+        return masks
+    planes = np.ascontiguousarray(np.moveaxis(masks, 2, 0))
+    planes = planes.take(nearest_index(width, planes.shape[2]), axis=2)
+    planes = planes.take(nearest_index(height, planes.shape[1]), axis=1)
+    return np.moveaxis(planes, 0, 2)

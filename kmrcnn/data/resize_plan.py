@@ -1,0 +1,133 @@
+"""How an image of a given size is resized, padded or cropped: decided from its size alone, before any pixel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kmrcnn.data.resample import resize_pixels, resize_planes
+
+NO_PADDING = ((0, 0), (0, 0), (0, 0))
+
+
+@dataclass(frozen=True)
+class ResizePlan:
+    """One image's way into the network's frame.
+
+    Attributes:
+        scale: factor applied to the image; `resized` is the (height, width) it gives.
+        padding: ((top, bottom), (left, right), (0, 0)) zeros added afterwards.
+        crop: (y, x, height, width) cut out afterwards, or None.
+        window: (y1, x1, y2, x2) of the image inside the result, pixels, half-open.
+        shape: (height, width) of the result.
+    """
+
+    scale: float
+    resized: tuple[int, int]
+    padding: tuple = NO_PADDING
+    crop: tuple[int, int, int, int] | None = None
+
+    @property
+    def window(self) -> tuple[int, int, int, int]:
+        if self.crop:
+            return (0, 0, self.crop[2], self.crop[3])
+        top, left = self.padding[0][0], self.padding[1][0]
+        return (top, left, top + self.resized[0], left + self.resized[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.crop:
+            return (self.crop[2], self.crop[3])
+        return (self.resized[0] + sum(self.padding[0]), self.resized[1] + sum(self.padding[1]))
+
+    def image(self, image: np.ndarray) -> np.ndarray:
+        """Resize, then pad with zeros or crop, an image [H, W, C]; the dtype stays."""
+        return self._place(resize_pixels(image, *self.resized))
+
+    def masks(self, masks: np.ndarray) -> np.ndarray:
+        """The same for masks [H, W, N], by nearest neighbour."""
+        return self._place(resize_planes(masks, *self.resized))
+
+    def _place(self, array: np.ndarray) -> np.ndarray:
+        if self.crop:
+            y, x, height, width = self.crop
+            return array[y:y + height, x:x + width]
+        return pad(array, self.padding)
+
+
+def pad(array: np.ndarray, padding: Sequence) -> np.ndarray:
+    """Zero-pad the first two axes of [H, W, K]; instance-major memory stays instance-major."""
+    (top, bottom), (left, right) = padding[0], padding[1]
+    if not (top or bottom or left or right):
+        return array
+    height, width = array.shape[0] + top + bottom, array.shape[1] + left + right
+    if array.strides[2] > array.strides[1]:
+        out = np.moveaxis(np.zeros((array.shape[2], height, width), array.dtype), 0, 2)
+    else:
+        out = np.zeros((height, width, array.shape[2]), array.dtype)
+    out[top:top + array.shape[0], left:left + array.shape[1]] = array
+    return out
+
+
+def plan_resize(height: int, width: int, min_dim: int | None = None, max_dim: int | None = None,
+                min_scale: float | None = None, mode: str = "square", divisor: int = 64,
+                rng: np.random.Generator | None = None) -> ResizePlan:
+    """Matterport's rules. Modes: "none", "square" (pad to max_dim), "pad64" (pad to multiples of `divisor`) and
+    "crop" (a random min_dim square; `rng`, or Python's `random` without one, draws its place)."""
+    if mode == "none":
+        return ResizePlan(1, (height, width))
+    if mode not in ("square", "pad64", "crop"):
+        raise ValueError(f"Mode {mode} not supported: expected none, square, pad64 or crop")
+    scale = _scale(height, width, min_dim, max_dim if mode == "square" else None, min_scale)
+    resized = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if mode == "square":
+        return ResizePlan(scale, resized, _centred(resized, (max_dim or max(resized),) * 2))
+    if not min_dim or (mode == "pad64" and min_dim % divisor):
+        raise ValueError(f"Mode {mode} needs a minimum dimension"
+                         f"{f' divisible by {divisor}' if mode == 'pad64' else ''}, found {min_dim}")
+    if mode == "pad64":
+        return ResizePlan(scale, resized, _centred(resized, [-(-side // divisor) * divisor for side in resized]))
+    draw = random.randint if rng is None else (lambda low, high: int(rng.integers(low, high + 1)))
+    y, x = draw(0, resized[0] - min_dim), draw(0, resized[1] - min_dim)
+    return ResizePlan(scale, resized, crop=(y, x, min_dim, min_dim))
+
+
+def plan_bucket(height: int, width: int, shapes: Sequence[Sequence[int]], min_dim: int | None = None,
+                max_dim: int | None = None, min_scale: float | None = None) -> ResizePlan:
+    """Fit the image into the one of `shapes` (h, w) that shows it largest, the smallest such shape, centred.
+
+    The scale is that of mode "square", reduced where the image would not fit.
+    """
+    wanted = _scale(height, width, min_dim, max_dim, min_scale)
+    scale, _, shape = max((min(wanted, h / height, w / width), -h * w, (int(h), int(w))) for h, w in shapes)
+    resized = (min(shape[0], max(1, round(height * scale))), min(shape[1], max(1, round(width * scale))))
+    return ResizePlan(scale, resized, _centred(resized, shape))
+
+
+def plan_for(config: Any, height: int, width: int, rng: np.random.Generator | None = None) -> ResizePlan:
+    """The plan that a Config asks for: its IMAGE_SHAPES, or its IMAGE_RESIZE_MODE without them."""
+    limits = (config.IMAGE_MIN_DIM, config.IMAGE_MAX_DIM, config.IMAGE_MIN_SCALE)
+    if config.IMAGE_SHAPES:
+        return plan_bucket(height, width, config.IMAGE_SHAPES, *limits)
+    return plan_resize(height, width, *limits, mode=config.IMAGE_RESIZE_MODE, divisor=config.IMAGE_DIVISOR, rng=rng)
+
+
+def _scale(height: int, width: int, min_dim: int | None, max_dim: int | None, min_scale: float | None) -> float:
+    scale = max(1, min_dim / min(height, width)) if min_dim else 1
+    if min_scale and scale < min_scale:
+        scale = min_scale
+    if max_dim and round(max(height, width) * scale) > max_dim:
+        scale = max_dim / max(height, width)
+    return scale
+
+
+def _centred(size: Sequence[int], shape: Sequence[int]) -> tuple:
+    def halves(inner: int, outer: int) -> tuple[int, int]:
+        if outer < inner:
+            raise ValueError(f"An image of {tuple(size)} does not fit into {tuple(shape)}")
+        return (outer - inner) // 2, outer - inner - (outer - inner) // 2
+    return (halves(size[0], shape[0]), halves(size[1], shape[1]), (0, 0))

@@ -1,0 +1,81 @@
+"""A loader worker as a process of its own, talking pickles over its pipes.
+
+Not multiprocessing: its spawned children import the user's script again, which breaks every script without a
+`__main__` guard. This child imports numpy, Pillow and the modules of dataset and augmentation, nothing else, and
+ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from typing import Any
+
+
+class WorkerProcess:
+    """Starts a child that holds a SampleReader and answers `read` calls. Used by one thread at a time."""
+
+    def __init__(self, payload: bytes):
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", "from kmrcnn.data.worker import main; main()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        try:
+            self.process.stdin.write(payload)
+            self.process.stdin.flush()
+        except OSError:
+            self._died()
+
+    def read(self, *arguments: Any) -> Any:
+        """Run SampleReader.read in the child. RuntimeError when it raises there, or when the child died."""
+        try:
+            pickle.dump(arguments, self.process.stdin, pickle.HIGHEST_PROTOCOL)
+            self.process.stdin.flush()
+            good, answer = pickle.load(self.process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            self._died()
+        if not good:
+            raise RuntimeError(answer)
+        return answer
+
+    def _died(self) -> None:
+        code = self.process.wait()
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise RuntimeError(f"A loader worker process {how} (out of memory, or a crash in a decoder?). Its own message, "
+                           "if any, is above; LOADER_BACKEND='thread' runs the loader without processes.") from None
+
+    def close(self) -> None:
+        """End the child."""
+        self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            try:
+                pipe.close()
+            except OSError:  # unsent bytes for a child that is gone
+                pass
+        self.process.wait()
+
+
+def main() -> None:
+    """The child: answer calls from stdin until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what user code prints must not end up between the pickles
+    calls = sys.stdin.buffer
+    try:
+        reader, failure = pickle.load(calls), None
+    except Exception as error:  # reported as the answer to every call
+        reader, failure = None, f"A loader worker cannot unpickle the dataset: {type(error).__name__}: {error}"
+    while True:
+        try:
+            arguments = pickle.load(calls)
+        except EOFError:
+            return
+        try:
+            answer = (False, failure) if failure else (True, reader.read(*arguments))
+        except Exception as error:
+            answer = (False, str(error))
+        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
