@@ -1,0 +1,201 @@
+"""ProposalLayer, RPNTargetLayer, DetectionTargetLayer and DetectionLayer against slow numpy versions."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, RPNTargetLayer
+from tests.reference import detector as reference
+
+STD = np.array([0.1, 0.1, 0.2, 0.2])
+FRAME = np.array([0, 0, 99, 99], "float32")
+
+
+def _boxes(rng, count: int, low: float = 5, high: float = 60) -> np.ndarray:
+    corner = rng.uniform(0, 60, (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(low, high, (count, 2))], axis=1).astype("float32")
+
+
+def _np(values):
+    return [ops.convert_to_numpy(value) for value in values]
+
+
+def _batch(array, count: int = 2):
+    return np.stack([array] * count)
+
+
+@pytest.mark.parametrize("count", [1, 20, 400])
+def test_proposals_equal_the_reference(count):
+    rng = np.random.default_rng(count)
+    anchors, deltas = _boxes(rng, count), rng.normal(0, 1, (2, count, 4)).astype("float32")
+    foreground = rng.random((2, count)).astype("float32")
+    probs = np.stack([1 - foreground, foreground], axis=-1)
+    layer = ProposalLayer(30, 0.6, pre_nms_limit=150)
+    found = ops.convert_to_numpy(layer(probs, deltas, anchors, _batch(FRAME)))
+    for image in range(2):
+        expected = reference.proposals(probs[image], deltas[image], anchors, FRAME, 30, 0.6, 150, STD)
+        np.testing.assert_allclose(found[image], expected, atol=1e-3)
+
+
+def test_proposals_survive_nan_scores():
+    rng = np.random.default_rng(0)
+    anchors, probs = _boxes(rng, 10), rng.random((1, 10, 2)).astype("float32")
+    probs[0, 3] = np.nan
+    found = ops.convert_to_numpy(ProposalLayer(10, 1.0)(probs, np.zeros((1, 10, 4), "float32"), anchors, FRAME[None]))
+    assert np.isfinite(found).all()
+    assert (found.any(axis=-1)).sum() == 9
+
+
+@pytest.mark.parametrize("confidence", [0, 0.4])
+def test_detections_equal_the_reference(confidence):
+    rng = np.random.default_rng(3)
+    rois, classes = _boxes(rng, 60), 4
+    rois[-3:] = 0
+    logits = rng.normal(0, 2, (2, 60, classes))
+    probs = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype("float32")
+    deltas = rng.normal(0, 0.5, (2, 60, classes, 4)).astype("float32")
+    window = np.array([[5, 5, 90, 80], [0, 0, 99, 99]], "float32")
+    layer = DetectionLayer(12, confidence, 0.3)
+    found = ops.convert_to_numpy(layer(_batch(rois), probs, deltas, window))
+    for image in range(2):
+        expected = reference.detections(rois, probs[image], deltas[image], window[image], 12, confidence, 0.3, STD)
+        np.testing.assert_allclose(found[image], expected, atol=1e-3)
+
+
+def test_no_detections_are_zero_rows():
+    probs = np.zeros((1, 5, 3), "float32")
+    probs[..., 0] = 1
+    rois = _boxes(np.random.default_rng(0), 5)[None]
+    found = ops.convert_to_numpy(DetectionLayer(4)(rois, probs, np.zeros((1, 5, 3, 4), "float32"), FRAME[None]))
+    assert found.shape == (1, 4, 6) and not found.any()
+
+
+def _ground_truth():
+    boxes = np.zeros((2, 5, 4), "float32")
+    ids = np.zeros((2, 5), "int32")
+    boxes[0, :3] = [[10, 10, 40, 40], [50, 50, 80, 95], [0, 60, 30, 90]]
+    ids[0, :3] = [1, 2, -1]
+    boxes[1, 0], ids[1, 0] = [20, 20, 60, 60], 2
+    return boxes, ids
+
+
+def test_rpn_targets_equal_the_reference():
+    rng = np.random.default_rng(5)
+    boxes, ids = _ground_truth()
+    anchors = np.concatenate([_boxes(rng, 80, 10, 40), boxes[0, :2] + 1, boxes[1, :1]]).astype("float32")
+    seed = np.array([[3], [4]], "int32")
+    index, match, deltas = _np(RPNTargetLayer(200, 0.6, 0.3)(anchors, ids, boxes, seed))
+    for image in range(2):
+        label, matched = reference.anchor_labels(anchors, ids[image], boxes[image], 0.6, 0.3)
+        assert set(index[image][match[image] == 1]) == set(np.flatnonzero(label == 1))
+        assert set(index[image][match[image] == -1]) == set(np.flatnonzero(label == -1))
+        for row in np.flatnonzero(match[image] == 1):
+            anchor = index[image, row]
+            expected = reference.encode(anchors[anchor], boxes[image, matched[anchor]], STD)
+            np.testing.assert_allclose(deltas[image, row], expected, atol=1e-4)
+        assert not deltas[image][match[image] != 1].any()
+
+
+def test_rpn_draws_at_most_half_positives_and_fills_with_negatives():
+    boxes, ids = _ground_truth()
+    rng = np.random.default_rng(0)
+    near = boxes[0, 0] + rng.uniform(-1, 1, (50, 4))
+    anchors = np.concatenate([near, _boxes(rng, 300, 3, 6)]).astype("float32")
+    _, match, _ = _np(RPNTargetLayer(32)(anchors, ids, boxes, np.ones((2, 1), "int32")))
+    assert (match[0] == 1).sum() == 16
+    assert (match[0] == -1).sum() == 16
+    assert (match[1] == -1).sum() >= 16
+
+
+def test_rpn_compat_keeps_matterports_zero_overlap_tie():
+    """matterport.md section 9 a: a box that no anchor overlaps makes all anchors positive."""
+    anchors = _boxes(np.random.default_rng(0), 30, 3, 6)
+    boxes, ids = np.zeros((1, 2, 4), "float32"), np.array([[1, 0]], "int32")
+    boxes[0, 0] = [200, 200, 210, 210]
+    args = (anchors, ids, boxes, np.ones((1, 1), "int32"))
+    assert (_np(RPNTargetLayer(60, compat=True)(*args))[1] == 1).sum() == 30
+    assert (_np(RPNTargetLayer(60)(*args))[1] == 1).sum() == 0
+
+
+@pytest.mark.parametrize("use_mini_mask", [True, False])
+def test_detection_targets_equal_the_reference(use_mini_mask):
+    rng = np.random.default_rng(7)
+    boxes, ids = _ground_truth()
+    near = np.concatenate([boxes[0, rng.integers(0, 2, 20)], boxes[1, :1], boxes[1, :1]]) + rng.uniform(-3, 3, (22, 4))
+    rois = np.concatenate([near, _boxes(rng, 40), np.zeros((4, 4))]).astype("float32")
+    shape = (16, 16) if use_mini_mask else (100, 100)
+    masks = rng.random((2, *shape, 5)) > 0.5
+    layer = DetectionTargetLayer(120, 0.5, mask_shape=(6, 6), use_mini_mask=use_mini_mask)
+    out_rois, class_ids, deltas, out_masks, weights = _np(
+        layer(_batch(rois), ids, boxes, masks, _batch(FRAME), np.array([[1], [2]], "int32")))
+    for image in range(2):
+        positives, negatives, matched = reference.roi_candidates(rois, ids[image], boxes[image], 0.5)
+        count = len(positives)
+        assert (class_ids[image, :count] > 0).all() and not class_ids[image, count:].any()
+        rows = {tuple(roi): i for i, roi in enumerate(rois)}
+        drawn = [rows[tuple(roi)] for roi in out_rois[image][weights[image] > 0]]
+        assert set(drawn[:count]) == positives and set(drawn[count:]) == negatives
+        assert not out_rois[image][weights[image] == 0].any()
+        for row in range(count):
+            gt = matched[drawn[row]]
+            assert class_ids[image, row] == ids[image, gt]
+            np.testing.assert_allclose(
+                deltas[image, row], reference.encode(out_rois[image, row], boxes[image, gt], STD), atol=1e-4)
+            border = boxes[image, gt] if use_mini_mask else FRAME
+            expected = reference.mask_target(masks[image, ..., gt].astype(float), out_rois[image, row], border, (6, 6))
+            assert (out_masks[image, row] != expected).mean() <= 1 / 36, "only a sample exactly at one half may differ"
+
+
+# matterport.md section 10: negatives for p positives at a ratio of .33, int(p / .33) - p in float32.
+@pytest.mark.parametrize(("positives", "negatives"), [(1, 2), (2, 4), (3, 6), (10, 20), (33, 67), (66, 134)])
+def test_compat_draws_matterports_number_of_negatives(positives, negatives):
+    layer = DetectionTargetLayer(200, 0.33, compat=True)
+    drawn = ops.convert_to_tensor([[positives]], dtype="int32")
+    assert int(ops.convert_to_numpy(layer._negatives_for(drawn))[0, 0]) == negatives
+    assert layer.max_positives == 66
+
+
+def test_no_ground_truth_gives_background_only():
+    rng = np.random.default_rng(0)
+    args = (_boxes(rng, 30)[None], np.zeros((1, 4), "int32"), np.zeros((1, 4, 4), "float32"),
+            np.zeros((1, 8, 8, 4), bool), FRAME[None], np.ones((1, 1), "int32"))
+    _, class_ids, deltas, masks, weights = _np(DetectionTargetLayer(20)(*args))
+    assert not class_ids.any() and not deltas.any() and not masks.any() and weights.all()
+    assert _np(DetectionTargetLayer(20, compat=True)(*args))[0].any() == False  # noqa: E712
+
+
+def test_no_proposals_give_unused_rows():
+    boxes, ids = _ground_truth()
+    args = (np.zeros((2, 10, 4), "float32"), ids, boxes, np.zeros((2, 8, 8, 5), bool), _batch(FRAME),
+            np.ones((2, 1), "int32"))
+    outputs = _np(DetectionTargetLayer(20)(*args))
+    assert not any(output.any() for output in outputs)
+    rois, class_ids, _, _, weights = _np(DetectionTargetLayer(20, append_gt=True)(*args))
+    assert weights.sum(axis=1).tolist() == [2, 1]
+    assert sorted(class_ids[0, :2]) == [1, 2]
+    assert {tuple(roi) for roi in rois[0, :2]} == {tuple(box) for box in boxes[0, :2]}
+
+
+def test_draws_do_not_depend_on_the_position_in_the_batch():
+    rng = np.random.default_rng(1)
+    boxes, ids = _ground_truth()
+    rois = _batch(_boxes(rng, 100))
+    masks = np.zeros((2, 8, 8, 5), bool)
+    seed = np.array([[11], [12]], "int32")
+    layer = DetectionTargetLayer(10)
+    both = _np(layer(rois, ids, boxes, masks, _batch(FRAME), seed))
+    swapped = _np(layer(rois, ids[::-1].copy(), boxes[::-1].copy(), masks, _batch(FRAME), seed[::-1].copy()))
+    for one, other in zip(both, swapped, strict=True):
+        np.testing.assert_array_equal(one, other[::-1])
+
+
+@pytest.mark.parametrize("layer", [
+    ProposalLayer(7, 0.6, 99), DetectionLayer(9, 0.2, 0.4), RPNTargetLayer(64, 0.6, 0.2, compat=True),
+    DetectionTargetLayer(30, 0.2, 0.6, mask_shape=(14, 14), append_gt=True),
+])
+def test_layers_survive_serialisation(layer):
+    config = keras.saving.serialize_keras_object(layer)
+    assert keras.saving.deserialize_keras_object(config).get_config() == layer.get_config()
