@@ -1,0 +1,82 @@
+"""Keras callbacks for the log folder of a run: CSV and TensorBoard, neither of which needs TensorFlow."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import time
+import warnings
+
+import keras
+
+
+class CSVLog(keras.callbacks.Callback):
+    """Append one row an epoch (epoch counted from 1, then every logged scalar) to a CSV file.
+
+    A resumed run continues the file under its old columns; columns the file does not have are left out.
+    """
+
+    def __init__(self, filepath: str | os.PathLike):
+        super().__init__()
+        self._filepath = os.fspath(filepath)
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch + 1, **(logs or {})}
+        columns = self._columns()
+        with open(self._filepath, "a", newline="") as file:
+            writer = csv.DictWriter(file, columns or list(row), extrasaction="ignore")
+            if not columns:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _columns(self) -> list[str]:
+        if not os.path.exists(self._filepath):
+            return []
+        with open(self._filepath, newline="") as file:
+            return next(csv.reader(file), [])
+
+
+class TensorBoardLog(keras.callbacks.Callback):
+    """Write every logged scalar once an epoch for TensorBoard, with the `tensorboard` package alone.
+
+    Without that package nothing is written and one warning says so. Epochs are counted from 1.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike):
+        super().__init__()
+        self._log_dir = os.fspath(log_dir)
+        self._file = self._writer = None
+
+    def on_train_begin(self, logs=None):
+        try:
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError:
+            warnings.warn("tensorboard is not installed: no TensorBoard logs are written (pip install tensorboard).",
+                          stacklevel=2)
+            return
+        os.makedirs(self._log_dir, exist_ok=True)
+        # TensorBoard finds its files by this name; the package's own EventFileWriter would import TensorFlow.
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = open(os.path.join(self._log_dir, name), "ab")
+        self._writer = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._file is None:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in (logs or {}).items()]
+        self._write(step=epoch + 1, summary=Summary(value=values))
+        self._file.flush()
+
+    def on_train_end(self, logs=None):
+        if self._file is not None:
+            self._file.close()
+            self._file = self._writer = None
+
+    def _write(self, **event) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())

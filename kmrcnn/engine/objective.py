@@ -1,0 +1,48 @@
+"""The number that training minimises, from the outputs of the training graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import keras
+from keras import ops
+
+from kmrcnn.losses import reduce_loss
+
+
+def is_decayed(variable: keras.Variable) -> bool:
+    """True if weight decay pulls on a trainable variable: scales and offsets of normalisation layers are exempt."""
+    return variable.name not in ("gamma", "beta")
+
+
+def weight_penalty(values: Sequence, weight_decay: float, rule: str):
+    """L2 penalty of a list of weight tensors.
+
+    Args:
+        rule: "mean" adds weight_decay * mean(w²) for each tensor, as Matterport; "sum" adds weight_decay * sum(w²).
+
+    Raises:
+        ValueError: another rule.
+    """
+    if rule not in ("mean", "sum"):
+        raise ValueError(f'WEIGHT_DECAY_RULE must be "mean" or "sum", not {rule!r}')
+    total = 0.0
+    for value in values:
+        flat = ops.reshape(value, (-1,))
+        total = total + ops.dot(flat, flat) * (weight_decay / flat.shape[0] if rule == "mean" else weight_decay)
+    return total
+
+
+def objective(outputs: Mapping, decayed: Sequence, loss_weights: Mapping[str, float], weight_decay: float,
+              rule: str) -> dict:
+    """All scalars of a step: each weighted loss under its name, and "loss", their sum plus the weight penalty.
+
+    Args:
+        outputs: outputs of the training graph; those whose names end in "_loss" are (B, 2) terms.
+        decayed: tensors that the penalty is taken over.
+        loss_weights: factor by loss name, 1 if not listed.
+    """
+    parts = {name: reduce_loss(terms) * loss_weights.get(name, 1.0)
+             for name, terms in outputs.items() if name.endswith("_loss")}
+    penalty = weight_penalty(decayed, weight_decay, rule) if weight_decay else 0.0
+    return {"loss": sum(parts.values()) + penalty, **parts}

@@ -1,0 +1,439 @@
+"""The face of the library: class MaskRCNN as in Matterport's `mrcnn.model`, and that module's free functions.
+
+It only delegates: graphs are in `kmrcnn.models`, steps and loop in `kmrcnn.engine`, detection in `kmrcnn.detection`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import os
+import random
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kmrcnn.config import Config
+from kmrcnn.data.dataset import Dataset
+from kmrcnn.data.image import compose_image_meta, mold_image, mold_input, parse_image_meta, unmold_image
+from kmrcnn.data.loader import DataLoader
+from kmrcnn.data.sample import load_image_gt
+from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
+from kmrcnn.detection import Detector, Result, unmold
+from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
+from kmrcnn.engine.loop import fit
+from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
+from kmrcnn.importers.assign import LoadReport
+from kmrcnn.importers.keras_imagenet import is_imagenet_file, load_imagenet_weights
+from kmrcnn.importers.matterport_h5 import load_weights, save_weights
+from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign
+from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
+from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
+from kmrcnn.utils import norm_boxes
+
+__all__ = [
+    "DetectionLayer",
+    "DetectionTargetLayer",
+    "MaskRCNN",
+    "ProposalLayer",
+    "PyramidROIAlign",
+    "build_detection_targets",
+    "build_rpn_targets",
+    "compose_image_meta",
+    "compute_backbone_shapes",
+    "data_generator",
+    "generate_random_rois",
+    "load_image_gt",
+    "log",
+    "mold_image",
+    "parse_image_meta",
+    "unmold_image",
+]
+
+_HEADS = r"(mrcnn\_.*)|(rpn\_.*)|(fpn\_.*)"
+# Names for the layers that `train` can choose, as in Matterport.
+LAYER_STAGES = {
+    "heads": _HEADS,
+    "5+": rf"(res5.*)|(bn5.*)|{_HEADS}",
+    "4+": rf"(res4.*)|(bn4.*)|(res5.*)|(bn5.*)|{_HEADS}",
+    "3+": rf"(res3.*)|(bn3.*)|(res4.*)|(bn4.*)|(res5.*)|(bn5.*)|{_HEADS}",
+    "all": ".*",
+}
+
+# fchollet/deep-learning-models v0.2
+_IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+_IMAGENET_URL = f"https://github.com/fchollet/deep-learning-models/releases/download/v0.2/{_IMAGENET_FILE}"
+_IMAGENET_MD5 = "a268eb855778b3df3c7506639542a6af"
+
+# logs/shapes20260131T0930/mask_rcnn_shapes_0012.h5
+_CHECKPOINT = re.compile(r"(?P<name>.+?)(?P<date>\d{8}T\d{4})[/\\]mask_rcnn_.*?(?P<epoch>\d{4})\.h5$")
+
+
+def log(text: str, array: np.ndarray | None = None) -> None:
+    """Print a text and, of an array, shape, range and dtype."""
+    if array is not None:
+        low, high = (array.min(), array.max()) if array.size else ("", "")
+        text = f"{text:<25}shape: {array.shape!s:20}  min: {low:10.5f}  max: {high:10.5f}  {array.dtype}" \
+            if array.size else f"{text:<25}shape: {array.shape!s:20}  empty  {array.dtype}"
+    print(text)
+
+
+def compute_backbone_shapes(config: Config, image_shape: Sequence[int]) -> np.ndarray:
+    """(height, width) of every pyramid level for an image shape, int (levels, 2)."""
+    if callable(config.BACKBONE) and config.COMPUTE_BACKBONE_SHAPE is not None:
+        return np.asarray(config.COMPUTE_BACKBONE_SHAPE(image_shape))
+    return pyramid_shapes(image_shape[:2], config.BACKBONE_STRIDES)
+
+
+class MaskRCNN:
+    """Mask R-CNN as in Matterport's API.
+
+        model = MaskRCNN("training", config, "logs")
+        model.load_weights("mask_rcnn_coco.h5", by_name=True, exclude=["mrcnn_class_logits", "mrcnn_bbox_fc",
+                                                                        "mrcnn_bbox", "mrcnn_mask"])
+        model.train(train_set, val_set, learning_rate=config.LEARNING_RATE, epochs=10, layers="heads")
+
+        model = MaskRCNN("inference", config, "logs")
+        model.load_weights(model.find_last())
+        result = model.detect([image])[0]
+
+    Args:
+        mode: "training" or "inference".
+        config: settings; validated here. The initial weights follow from its SEED.
+        model_dir: folder of the runs' log folders.
+
+    Attributes:
+        keras_model: the graph, a keras.Model with dict inputs and outputs (see `kmrcnn.models.mask_rcnn`).
+        log_dir: folder of this run. checkpoint_path: its checkpoints, with "{epoch:04d}" for the epoch.
+        epoch: epochs trained so far.
+    """
+
+    def __init__(self, mode: str, config: Config, model_dir: str | os.PathLike):
+        if mode not in ("training", "inference"):
+            raise ValueError(f'mode must be "training" or "inference", not {mode!r}')
+        config.validate()
+        self.mode, self.config, self.model_dir = mode, config, os.fspath(model_dir)
+        self.set_log_dir()
+        build = build_training_model if mode == "training" else build_inference_model
+        with _seeded(config.SEED):
+            self.keras_model = build(config)
+        self._user_optimizer: keras.optimizers.Optimizer | None = None
+        self._detector = Detector(self.keras_model, config) if mode == "inference" else None
+        self._anchor_cache: dict[tuple, np.ndarray] = {}
+
+    # ---- weights and log folders ----
+
+    def find_last(self) -> str:
+        """Path of the last checkpoint of the newest run of this config's NAME that has one.
+
+        Raises:
+            FileNotFoundError: there is no such run or checkpoint under model_dir.
+        """
+        pattern = re.compile(re.escape(self.config.NAME.lower()) + r"\d{8}T\d{4}")
+        entries = sorted(os.listdir(self.model_dir)) if os.path.isdir(self.model_dir) else []
+        runs = [os.path.join(self.model_dir, entry) for entry in entries if pattern.fullmatch(entry)]
+        if not runs:
+            raise FileNotFoundError(errno.ENOENT, f"Could not find model directory under {self.model_dir}")
+        for run in reversed(runs):
+            checkpoints = sorted(f for f in os.listdir(run) if f.startswith("mask_rcnn") and f.endswith(".h5"))
+            if checkpoints:
+                return os.path.join(run, checkpoints[-1])
+        raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
+
+    def load_weights(self, filepath: str | os.PathLike, by_name: bool = False,
+                     exclude: Collection[str] | None = None) -> LoadReport | None:
+        """Load weights; a checkpoint of this config's own run also sets `epoch` and `log_dir`, so `train` resumes it.
+
+        Formats: Matterport's h5; Keras' ImageNet ResNet h5, of which the backbone is taken; Keras' own
+        `.weights.h5`.
+
+        Args:
+            by_name: keep weights that the file lacks and ignore what the model lacks; otherwise errors.
+            exclude: names of layers to keep as they are; implies by_name.
+
+        Returns:
+            What was loaded and what not; None for a `.weights.h5` file.
+
+        Raises:
+            WeightMismatchError (a ValueError): the file does not fit. The model is unchanged.
+        """
+        filepath, report = os.fspath(filepath), None
+        if filepath.endswith(".weights.h5"):
+            self.keras_model.load_weights(filepath)
+        elif is_imagenet_file(filepath):
+            report = load_imagenet_weights(self.keras_model, filepath, exclude=exclude)
+        else:
+            report = load_weights(self.keras_model, filepath, by_name=by_name, exclude=exclude)
+        if self.mode == "inference" and report is not None and (report.missing or report.excluded):
+            unset = (*report.missing, *report.excluded)
+            warnings.warn(f"{filepath} left {len(unset)} weights at random values, for instance {unset[0]}: "
+                          "detections will be wrong.", stacklevel=2)
+        self.set_log_dir(filepath)
+        return report
+
+    def save_weights(self, filepath: str | os.PathLike) -> None:
+        """Write all weights in Matterport's h5 layout, atomically."""
+        save_weights(self.keras_model, filepath)
+
+    def get_imagenet_weights(self) -> str:
+        """Download Keras' ImageNet weights of ResNet-50 (checked by md5, cached by Keras); returns the path."""
+        return keras.utils.get_file(_IMAGENET_FILE, _IMAGENET_URL, cache_subdir="models", file_hash=_IMAGENET_MD5)
+
+    def set_log_dir(self, model_path: str | os.PathLike | None = None) -> None:
+        """Set log_dir, checkpoint_path and epoch: those of `model_path` if it is a checkpoint of a run with this
+        config's NAME, otherwise those of a new run starting now."""
+        name = self.config.NAME.lower()
+        folder, self.epoch = f"{name}{datetime.datetime.now():%Y%m%dT%H%M}", 0
+        self.log_dir = os.path.join(self.model_dir, folder)
+        match = _CHECKPOINT.match(os.path.abspath(model_path)) if model_path else None
+        if match and re.split(r"[/\\]", match["name"])[-1] == name:
+            self.log_dir, self.epoch = match["name"] + match["date"], int(match["epoch"])
+            print(f"Re-starting from epoch {self.epoch}")
+        self.checkpoint_path = os.path.join(self.log_dir, f"mask_rcnn_{name}_{{epoch:04d}}.h5")
+
+    # ---- training ----
+
+    def compile(self, learning_rate: float | None = None, momentum: float | None = None,
+                optimizer: keras.optimizers.Optimizer | None = None) -> None:
+        """Choose the optimizer of the next `train` calls.
+
+        Without `optimizer` that is Matterport's, made anew by every `train`: SGD with momentum, gradients clipped to
+        the global norm GRADIENT_CLIP_NORM. A given Keras optimizer is kept, with its state as long as the trainable
+        layers stay the same. With `use_ema=True` training ends with the averaged weights.
+        """
+        self._user_optimizer = optimizer
+        if optimizer is None:
+            optimizer = default_optimizer(self.config, learning_rate, momentum)
+        self.keras_model.compile(optimizer=optimizer, jit_compile=False)
+
+    def train(self, train_dataset: Dataset, val_dataset: Dataset | None, learning_rate: float | None, epochs: int,
+              layers: str, augmentation: Any = None,
+              custom_callbacks: Sequence[keras.callbacks.Callback] | None = None,
+              no_augmentation_sources: Collection[str] | None = None, *, workers: int | None = None,
+              verbose: int = 1) -> keras.callbacks.History:
+        """Train, write a checkpoint an epoch, and log losses to CSV and TensorBoard in log_dir.
+
+        Args:
+            train_dataset, val_dataset: prepared datasets; without the second there is no validation.
+            learning_rate: None takes LEARNING_RATE, or leaves a compiled optimizer's own.
+            epochs: cumulative: 30 after a call with 10, or after loading epoch 10, trains 20 more.
+            layers: "heads", "3+", "4+", "5+", "all", or a regular expression of layer names.
+            augmentation: see `kmrcnn.data.augment`; not used on images of `no_augmentation_sources`.
+            custom_callbacks: Keras callbacks.
+            workers: loader workers, LOADER_WORKERS by default.
+            verbose: 0 silent, 1 progress.
+
+        Returns:
+            Keras' History: means of all losses by epoch, validation's with "val_".
+
+        Raises:
+            ValueError: the model is not in training mode, or the datasets do not fit the config.
+        """
+        self._require("training")
+        for dataset in filter(None, (train_dataset, val_dataset)):
+            self.config.validate(num_classes=dataset.num_classes)
+        self._own_log_dir()
+        if verbose:
+            print(f"\nStarting at epoch {self.epoch}. LR={learning_rate}\nCheckpoint Path: {self.checkpoint_path}")
+        self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
+        optimizer = self._ready_optimizer(learning_rate)
+        terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
+        with contextlib.ExitStack() as stack:
+            train_batches = stack.enter_context(DataLoader(
+                train_dataset, self.config, augmentation=augmentation, workers=workers,
+                no_augmentation_sources=no_augmentation_sources))
+            val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
+            return fit(
+                self.keras_model, build_train_step(self.keras_model, optimizer, *terms), train_batches,
+                optimizer=optimizer, epochs=epochs, initial_epoch=self.epoch,
+                steps_per_epoch=self.config.STEPS_PER_EPOCH,
+                eval_step=build_eval_step(self.keras_model, *terms), val_batches=val_batches,
+                validation_steps=self.config.VALIDATION_STEPS,
+                callbacks=[CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir),
+                           *(custom_callbacks or ())],
+                save=self._save_checkpoint, verbose=verbose)
+
+    def set_trainable(self, layer_regex: str, keras_model: keras.Model | None = None, indent: int = 0,
+                      verbose: int = 1) -> None:
+        """Make exactly those layers trainable whose whole name matches, nested models looked into.
+
+        Raises:
+            ValueError: no layer matches.
+        """
+        if verbose and keras_model is None:
+            print("Selecting layers to train")
+        found = _select_layers(keras_model or self.keras_model, re.compile(layer_regex), indent, verbose)
+        if not found and keras_model is None:
+            raise ValueError(f"layers: no layer with weights matches {layer_regex!r}; use "
+                             f"{', '.join(LAYER_STAGES)} or a regular expression of layer names")
+
+    def find_trainable_layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        """The layer inside a TimeDistributed wrapper, or the layer itself."""
+        return self.find_trainable_layer(layer.layer) if isinstance(layer, keras.layers.TimeDistributed) else layer
+
+    def get_trainable_layers(self) -> list[keras.layers.Layer]:
+        """Top-level layers that have weights; the nested RPN counts as one."""
+        layers = [self.find_trainable_layer(layer) for layer in self.keras_model.layers]
+        return [layer for layer in layers if layer.weights]
+
+    # ---- detection ----
+
+    def mold_inputs(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images [H, W, C] -> molded images (N, h, w, C), metas (N, L), windows (N, 4) in pixels.
+
+        Raises:
+            ValueError: the images do not all get the same shape.
+        """
+        molded, metas, windows = zip(*(mold_input(image, self.config) for image in images), strict=True)
+        if len({image.shape for image in molded}) > 1:
+            raise ValueError("After resizing, all images must have the same size. Check IMAGE_RESIZE_MODE and image "
+                             f"sizes; found {sorted({image.shape for image in molded})}")
+        return np.stack(molded), np.stack(metas), np.stack(windows)
+
+    def unmold_detections(self, detections: np.ndarray, mrcnn_mask: np.ndarray, original_image_shape: Sequence[int],
+                          image_shape: Sequence[int], window: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """One image's rows (D, 6) and masks (D, h, w, classes) -> boxes, class ids, scores, masks of the original.
+
+        Dtypes and shapes as in `detect`.
+        """
+        masks = mrcnn_mask[np.arange(len(detections)), :, :, detections[:, 4].astype(np.int64)]
+        result = unmold(detections, masks, original_image_shape, image_shape, window)
+        return result["rois"], result["class_ids"], result["scores"], result["masks"]
+
+    def detect(self, images: Sequence[np.ndarray], verbose: int = 0) -> list[Result]:
+        """Detect objects in any number of images of any sizes.
+
+        Args:
+            images: RGB arrays [H, W, C], as loaded.
+            verbose: 1 logs the images.
+
+        Returns:
+            One dict an image, in order, best detections first: "rois" int32 (N, 4) (y1, x1, y2, x2) pixels,
+            "class_ids" int32 (N,), "scores" float32 (N,), "masks" bool [H, W, N].
+        """
+        self._require("inference")
+        if verbose:
+            log(f"Processing {len(images)} images")
+            for image in images:
+                log("image", image)
+        return self._detector.detect(images)
+
+    def detect_molded(self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0) -> list[Result]:
+        """`detect` for molded images (N, H, W, C) and their metas; boxes and masks in molded pixels."""
+        self._require("inference")
+        if verbose:
+            log(f"Processing {len(molded_images)} images")
+            log("molded_images", molded_images)
+            log("image_metas", image_metas)
+        return self._detector.detect_molded(molded_images, image_metas)
+
+    def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
+        """Normalised anchors (A, 4) of a molded image's shape; `self.anchors` then has them in pixels."""
+        shape, config = tuple(image_shape), self.config
+        if shape not in self._anchor_cache:
+            self.anchors = generate_pyramid_anchors(
+                config.RPN_ANCHOR_SCALES, config.RPN_ANCHOR_RATIOS, compute_backbone_shapes(config, shape),
+                config.BACKBONE_STRIDES, config.RPN_ANCHOR_STRIDE)
+            self._anchor_cache[shape] = norm_boxes(self.anchors, shape[:2])
+        return self._anchor_cache[shape]
+
+    # ---- inspection ----
+
+    def ancestor(self, tensor: Any, name: str, checked: Any = None) -> Any:
+        """The output of the layer that `name` (a layer name, "/" around it ignored) stands for, None if unknown."""
+        name = name.strip("/").split("/")[0]
+        return next((layer.output for layer in self.keras_model.layers if layer.name == name), None)
+
+    def run_graph(self, images: Sequence[np.ndarray], outputs: Sequence,
+                  image_metas: np.ndarray | None = None) -> OrderedDict[str, np.ndarray]:
+        """Evaluate parts of the inference graph.
+
+        Args:
+            images: images to mold or, with image_metas, molded ones (N, H, W, C).
+            outputs: names of model outputs or layers, or pairs (name, tensor of the graph).
+
+        Returns:
+            The arrays by name, in order. A layer with several outputs gives "name:0", "name:1", …
+        """
+        self._require("inference")
+        if image_metas is None:
+            images, image_metas, _ = self.mold_inputs(images)
+        tensors = OrderedDict(pair for item in outputs for pair in self._tensors(item))
+        step = build_predict_step(keras.Model(self.keras_model.input, dict(tensors)), lambda results: results)
+        arrays = step({"input_image": np.asarray(images, np.float32),
+                       "input_image_meta": np.asarray(image_metas, np.float32)})
+        results = OrderedDict((name, arrays[name]) for name in tensors)
+        for name, array in results.items():
+            log(name, array)
+        return results
+
+    def _tensors(self, item: Any) -> list[tuple[str, Any]]:
+        name, tensor = (item, None) if isinstance(item, str) else item
+        if tensor is None:
+            known = self.keras_model.output
+            tensor = known[name] if name in known else self.keras_model.get_layer(name).output
+        if isinstance(tensor, (list, tuple)):
+            return [(f"{name}:{index}", part) for index, part in enumerate(tensor)]
+        return [(name, tensor)]
+
+    # ---- internal ----
+
+    def _require(self, mode: str) -> None:
+        if self.mode != mode:
+            raise ValueError(f'Create the model in "{mode}" mode for this; it is in "{self.mode}" mode.')
+
+    def _own_log_dir(self) -> None:
+        """Make the log folder; a new run never writes into the folder of another one of the same minute."""
+        while self.epoch == 0 and os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
+            name, stamp = self.log_dir[:-13], datetime.datetime.strptime(self.log_dir[-13:], "%Y%m%dT%H%M")
+            self.log_dir = f"{name}{stamp + datetime.timedelta(minutes=1):%Y%m%dT%H%M}"
+        self.checkpoint_path = os.path.join(self.log_dir, os.path.basename(self.checkpoint_path))
+        os.makedirs(self.log_dir, exist_ok=True)
+
+    def _ready_optimizer(self, learning_rate: float | None) -> keras.optimizers.Optimizer:
+        optimizer = ready_optimizer(self._user_optimizer, self.keras_model, self.config, learning_rate)
+        if self._user_optimizer is not None:
+            self._user_optimizer = optimizer
+        self.keras_model.compile(optimizer=optimizer, jit_compile=False)
+        return optimizer
+
+    def _save_checkpoint(self, epoch: int) -> None:
+        save_weights(self.keras_model, self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
+        self.epoch = epoch
+
+
+def _select_layers(model: keras.Model, pattern: re.Pattern, indent: int, verbose: int) -> int:
+    """Set `trainable` of every layer with weights by its name; returns how many matched."""
+    count = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            if verbose:
+                print(f"{'':{indent}}In model: {layer.name}")
+            count += _select_layers(layer, pattern, indent + 4, verbose)
+        elif layer.weights:
+            layer.trainable = bool(pattern.fullmatch(layer.name))
+            count += layer.trainable
+            if verbose and layer.trainable:
+                print(f"{'':{indent}}{layer.name:20}   ({type(layer).__name__})")
+    return count
+
+
+@contextlib.contextmanager
+def _seeded(seed: int):
+    """Draw Keras' initial weights from `seed`, and leave Python's generator as it was.
+
+    Initializers without a seed take one from Python's `random`.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
