@@ -1,0 +1,224 @@
+"""COCO evaluation of a model on any Dataset: boxes and masks, by pycocotools."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+from tqdm import tqdm
+
+from kmrcnn.evaluation.coco_stats import CocoStats, coco_stats, index_coco
+
+__all__ = ["CocoResults", "CocoStats", "build_coco_results", "coco_stats", "dataset_to_coco", "evaluate_coco"]
+
+logger = logging.getLogger("kmrcnn.evaluation")
+
+
+@dataclass(frozen=True)
+class CocoResults:
+    """What `evaluate_coco` found: `results["segm"].ap`, `results["bbox"].stats`, ..."""
+
+    by_type: dict[str, CocoStats]
+    detections: list[dict[str, Any]]
+    seconds_per_image: float
+    skipped: list[int] = field(default_factory=list)
+
+    def __getitem__(self, iou_type: str) -> CocoStats:
+        return self.by_type[iou_type]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the detections as a COCO results file."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.detections, file)
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Masks [H, W, N] -> N run-length encodings whose counts are text, ready for JSON."""
+    if masks.shape[-1] == 0:
+        return []
+    encoded = rle_tools.encode(np.asfortranarray(masks.astype(np.uint8)))
+    return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()} for rle in encoded]
+
+
+def build_coco_results(
+    dataset: Any,
+    image_ids: Sequence[Any],
+    rois: np.ndarray | None,
+    class_ids: np.ndarray,
+    scores: np.ndarray,
+    masks: np.ndarray,
+) -> list[dict[str, Any]]:
+    """COCO result entries, of plain Python types, for the detections of one image.
+
+    Args:
+        dataset: names the categories: a dataset of one source by the source's ids, of several by internal ids.
+        image_ids: the ground truth's id of the image, in a list; each id listed gets all detections.
+        rois, class_ids, scores, masks: as in `MaskRCNN.detect`: (N, 4) pixels, (N,), (N,), [H, W, N].
+    """
+    if rois is None or len(rois) == 0:
+        return []
+    rles = encode_masks(masks)
+    results = []
+    for image_id in image_ids:
+        for (y1, x1, y2, x2), class_id, score, rle in zip(rois, class_ids, scores, rles, strict=True):
+            box = [round(float(value), 1) for value in (x1, y1, x2 - x1, y2 - y1)]
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": _category_id(dataset, int(class_id)),
+                    "bbox": box,
+                    "score": float(score),
+                    "segmentation": rle,
+                }
+            )
+    return results
+
+
+def _source(dataset: Any) -> str | None:
+    """The dataset's only source, or None when it mixes several, whose ids may clash."""
+    sources = [source for source in dataset.sources if source]
+    return sources[0] if len(sources) == 1 else None
+
+
+def _category_id(dataset: Any, class_id: int) -> Any:
+    source = _source(dataset)
+    return class_id if source is None else _plain(dataset.get_source_class_id(class_id, source))
+
+
+def _image_id(dataset: Any, image_id: int) -> Any:
+    return int(image_id) if _source(dataset) is None else _plain(dataset.image_info[image_id]["id"])
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def dataset_to_coco(dataset: Any, image_ids: Iterable[int] | None = None) -> COCO:
+    """The ground truth of any prepared Dataset as a COCO object, from its `load_mask`.
+
+    Images and categories carry the ids of the source; internal ids when the dataset has several sources.
+    Negative class ids become crowds. An image whose masks cannot be read is left out, with a warning.
+    """
+    images, annotations = [], []
+    for image_id in dataset.image_ids if image_ids is None else image_ids:
+        try:
+            masks, class_ids = dataset.load_mask(image_id)
+            height, width = masks.shape[:2] if len(class_ids) else dataset.load_image(image_id).shape[:2]
+        except (ValueError, OSError) as error:
+            logger.warning("image %s is left out of the ground truth: %s", image_id, error)
+            continue
+        key = _image_id(dataset, image_id)
+        images.append({"id": key, "height": int(height), "width": int(width)})
+        annotations += [{"image_id": key, **row} for row in _annotations(dataset, masks, class_ids)]
+    categories = [{"id": _category_id(dataset, int(class_id)), "name": dataset.class_names[class_id]}
+                  for class_id in dataset.class_ids if class_id > 0]
+    frame = COCO()
+    frame.dataset = {"images": images, "categories": categories, "annotations": []}
+    return index_coco(frame, annotations)
+
+
+def _annotations(dataset: Any, masks: np.ndarray, class_ids: np.ndarray) -> list[dict[str, Any]]:
+    rows = []
+    for rle, class_id in zip(encode_masks(masks), class_ids, strict=True):
+        area = int(rle_tools.area(rle))
+        if area > 0:
+            box = [float(value) for value in rle_tools.toBbox(rle)]
+            rows.append({"category_id": _category_id(dataset, abs(int(class_id))), "segmentation": rle, "bbox": box,
+                         "area": area, "iscrowd": int(class_id < 0)})
+    return rows
+
+
+def evaluate_coco(
+    model: Any,
+    dataset: Any,
+    coco: COCO | None = None,
+    eval_type: str | Sequence[str] = "bbox",
+    limit: int = 0,
+    image_ids: Sequence[int] | None = None,
+    results_path: str | os.PathLike | None = None,
+    verbose: int = 1,
+) -> CocoResults:
+    """Detect on a dataset's images and score the detections.
+
+    Args:
+        model: MaskRCNN in inference mode. Its DETECTION_MIN_CONFIDENCE should be 0 for true COCO numbers.
+        coco: ground truth with the source's ids (`load_coco(return_coco=True)`); None builds it from the dataset.
+        eval_type: "bbox", "segm", "both" or a sequence of the first two.
+        limit: when not 0, use the first `limit` images only.
+        image_ids: internal ids of the images to use, all by default.
+        results_path: also write the detections there as a COCO results file.
+        verbose: 0 prints nothing; 1 shows progress and prints the tables.
+    """
+    iou_types = _iou_types(eval_type)
+    image_ids = list(dataset.image_ids if image_ids is None else image_ids)[: limit or None]
+    if coco is None:
+        coco = dataset_to_coco(dataset, image_ids)
+        image_ids = [image_id for image_id in image_ids if _image_id(dataset, image_id) in coco.imgs]
+    start = time.perf_counter()
+    detections, skipped, seconds = _detect(model, dataset, image_ids, verbose)
+    keys = [_image_id(dataset, image_id) for image_id in image_ids]
+    # A dataset that reads only some classes is scored on these.
+    categories = [_category_id(dataset, int(class_id)) for class_id in dataset.class_ids if class_id > 0]
+    by_type = {kind: coco_stats(coco, detections, kind, keys, categories) for kind in iou_types}
+    results = CocoResults(by_type, detections, seconds / max(len(image_ids), 1), skipped)
+    if results_path is not None:
+        results.save(results_path)
+    if verbose:
+        _report(results, seconds, time.perf_counter() - start)
+    return results
+
+
+def _iou_types(eval_type: str | Sequence[str]) -> list[str]:
+    kinds = ["bbox", "segm"] if eval_type == "both" else [eval_type] if isinstance(eval_type, str) else eval_type
+    for kind in kinds:
+        if kind not in ("bbox", "segm"):
+            raise ValueError(f"eval_type: found {eval_type!r}, expected 'bbox', 'segm' or 'both'")
+    return list(kinds)
+
+
+def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int) -> tuple[list, list[int], float]:
+    """COCO result entries of all images, the ids that could not be read, and the seconds spent in `detect`."""
+    config = model.config
+    if config.IMAGE_RESIZE_MODE != "square":
+        image_ids = sorted(image_ids, key=dataset.image_size)  # equal shapes together fill the batches
+    results, skipped, seconds = [], [], 0.0
+    with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not verbose) as progress:
+        for first in range(0, len(image_ids), config.BATCH_SIZE):
+            part = image_ids[first : first + config.BATCH_SIZE]
+            images = _load(dataset, part, skipped)
+            start = time.perf_counter()
+            found = model.detect(list(images.values()), verbose=0) if images else []
+            seconds += time.perf_counter() - start
+            for image_id, row in zip(images, found, strict=True):
+                results += build_coco_results(dataset, [_image_id(dataset, image_id)], row["rois"], row["class_ids"],
+                                              row["scores"], row["masks"])
+            progress.update(len(part))
+    return results, skipped, seconds
+
+
+def _load(dataset: Any, image_ids: list[int], skipped: list[int]) -> dict[int, np.ndarray]:
+    images = {}
+    for image_id in image_ids:
+        try:
+            images[image_id] = dataset.load_image(image_id)
+        except (ValueError, OSError) as error:
+            logger.warning("image %s counts as one without detections: %s", image_id, error)
+            skipped.append(int(image_id))
+    return images
+
+
+def _report(results: CocoResults, predict_seconds: float, total_seconds: float) -> None:
+    print(f"Prediction time: {predict_seconds:.1f} s. Average {results.seconds_per_image:.3f} s/image")
+    for kind, stats in results.by_type.items():
+        print(f"\n{kind}\n{stats.summary}\n\n{stats.class_table()}")
+    if results.skipped:
+        print(f"\n{len(results.skipped)} images could not be read and count as images without detections")
+    print(f"\nTotal time: {total_seconds:.1f} s")
