@@ -26,7 +26,11 @@ def gradient(function: Callable, x: np.ndarray) -> np.ndarray:
         return tf.convert_to_tensor(tape.gradient(value, tensor)).numpy()
     import jax
 
-    return np.asarray(jax.grad(function)(jax.numpy.asarray(x)))
+    def stateless(value):
+        with keras.StatelessScope():  # a layer that updates its state must not do so while it is traced
+            return function(value)
+
+    return np.asarray(jax.grad(stateless)(jax.numpy.asarray(x)))
 
 
 def directional_difference(function: Callable, x: np.ndarray, direction: np.ndarray, step: float = 1e-2) -> float:

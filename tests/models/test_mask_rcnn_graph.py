@@ -151,7 +151,7 @@ def test_losses_without_any_ground_truth_are_finite_and_zero_where_nothing_is_po
     for name in ("rpn_bbox_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss"):
         assert (ratios[name] == 0).all(), name
     assert (ratios["rpn_class_loss"][:, 1] == config.RPN_TRAIN_ANCHORS_PER_IMAGE).all()
-    assert (ratios["mrcnn_class_loss"][:, 0] > 0).all(), "background is still learnt"
+    assert (ratios["mrcnn_class_loss"][:, 1] > 0).all(), "background is still learnt"
 
 
 def test_a_callable_backbone_is_used():
