@@ -1,0 +1,119 @@
+"""Train or evaluate on COCO.
+
+    python samples/coco.py train --dataset=/data/coco --year=2017 --model=imagenet BACKBONE=resnet50
+    python samples/coco.py train --dataset=/data/coco --year=2014 --model=coco --download
+    python samples/coco.py train --dataset=/data/coco --year=2017 --model=last        # goes on where it stopped
+    python samples/coco.py evaluate --model=last                                      # same dataset, year, settings
+    python samples/coco.py evaluate --dataset=/data/coco --year=2017 --model=coco --limit=500
+
+A test of the whole path: over-fit a few images from scratch, then evaluate on these very images.
+
+    python samples/coco.py train --dataset=/data/coco --year=2017 --model=none --images=20 --epochs=30 \\
+        BACKBONE=resnet18 IMAGE_MIN_DIM=512 IMAGE_MAX_DIM=512 STEPS_PER_EPOCH=100
+    python samples/coco.py evaluate --model=last
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import common
+
+from kmrcnn import Config, MaskRCNN
+from kmrcnn.data import CocoDataset, HorizontalFlip
+from kmrcnn.evaluation.coco import evaluate_coco
+
+CLASS_NAMES = """BG,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,
+parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,
+frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,
+wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,
+potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,
+refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush""".replace("\n", "").split(",")
+
+
+class CocoConfig(Config):
+    """Matterport's settings for COCO."""
+
+    NAME = "coco"
+    NUM_CLASSES = 1 + 80
+
+
+class CocoScratchConfig(CocoConfig):
+    """For --model=none: nothing is pre-trained, so batch statistics are trained as well."""
+
+    TRAIN_BN = None
+    BN_MOMENTUM = 0.9
+    WEIGHT_DECAY = 0.0  # AdamW has its own
+
+
+def load(args: argparse.Namespace, subset: str) -> tuple[CocoDataset, object]:
+    """A subset (or the --images first annotated training images) and its pycocotools COCO object."""
+    dataset = CocoDataset()
+    coco = dataset.load_coco(args.dataset, "train" if args.images else subset, year=args.year,
+                             return_coco=True, auto_download=args.download)
+    if args.images:
+        annotated = [info for info in dataset.image_info if info["annotations"]]
+        dataset.image_info = sorted(annotated, key=lambda info: int(info["id"]))[:args.images]
+    dataset.prepare()
+    return dataset, coco
+
+
+def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]]:
+    """(layers, epoch to train up to, learning rate), one after the other."""
+    if args.epochs or args.model == "none":
+        return [(args.layers or "all", args.epochs or 160, rate)]
+    return [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
+
+
+def train(args: argparse.Namespace, model: MaskRCNN) -> None:
+    """Train on train + valminusminival (2014) or train (2017), or on a few images."""
+    training, _ = load(args, "train")
+    if args.year == "2014" and not args.images:
+        training = CocoDataset()
+        for subset in ("train", "valminusminival"):
+            training.load_coco(args.dataset, subset, year="2014", auto_download=args.download)
+        training.prepare()
+    validation, _ = load(args, "minival" if args.year == "2014" else "val")
+    run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
+    flip = None if args.images else HorizontalFlip(0.5)
+    for layers, epochs, rate in stages(args, args.lr or model.config.LEARNING_RATE):
+        common.train(model, training, validation, rate, epochs, layers, args.optimizer, flip, run)
+
+
+def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
+    """Print both tables of twelve numbers."""
+    dataset, coco = load(args, "minival" if args.year == "2014" else "val")
+    evaluate_coco(model, dataset, coco, eval_type="both", limit=0 if args.images else args.limit)
+
+
+def main() -> None:
+    """Command line; see the top of this file."""
+    arguments = common.parser(__doc__, ["train", "evaluate"])
+    arguments.add_argument("--dataset", help="COCO folder, with annotations/, train2017/, ... (default: the run's)")
+    arguments.add_argument("--year", choices=["2014", "2017"], help="(default: the run's, else 2014)")
+    arguments.add_argument("--limit", type=int, default=500, help="images to evaluate, 0 for all (default: 500)")
+    arguments.add_argument("--download", action="store_true", help="fetch what is missing of images and annotations")
+    arguments.add_argument("--images", type=int,
+                           help="train and evaluate on this many training images: those of lowest id with annotations")
+    arguments.add_argument("--epochs", type=int, help="one stage of so many epochs, not the schedule of three stages")
+    arguments.add_argument("--layers", help="with --epochs: heads, 3+, 4+, 5+, all or a pattern (default: all)")
+    arguments.add_argument("--lr", type=float, help="learning rate (default: LEARNING_RATE)")
+    arguments.add_argument("--optimizer", choices=["sgd", "adamw"],
+                           help="adamw falls along a cosine (default: the run's, else adamw for none, else sgd)")
+    args = arguments.parse_intermixed_args()
+
+    weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)
+    config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig)
+    common.fill(args, run, year="2014", optimizer="adamw" if args.model == "none" else "sgd")
+    if not args.dataset:
+        arguments.error("--dataset is needed: --model names no run that remembers one")
+    config.override(args.overrides)
+    if args.command == "evaluate":
+        config.override(["GPU_COUNT=1", "IMAGES_PER_GPU=1", "DETECTION_MIN_CONFIDENCE=0"])
+    config.display()
+    model = common.build("training" if args.command == "train" else "inference", config, args, weights)
+    (train if args.command == "train" else evaluate)(args, model)
+
+
+if __name__ == "__main__":
+    main()

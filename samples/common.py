@@ -1,0 +1,138 @@
+"""What the samples share: the weights to start from, what a run's folder remembers, and video files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from kmrcnn import Config, Dataset, MaskRCNN, utils
+
+# isort: split
+import keras  # after kmrcnn, which chooses the backend if the environment does not
+
+ROOT = Path(__file__).resolve().parent.parent
+COCO_WEIGHTS = ROOT / "weights" / "mask_rcnn_coco.h5"
+HEADS = ["mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_bbox", "mrcnn_mask"]  # shaped by the number of classes
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif"}
+CONFIG_FILE, RUN_FILE = "config.yaml", "run.yaml"
+
+
+def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
+    """Command line with the arguments that the training samples have in common."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("command", choices=commands)
+    result.add_argument("--model", "--weights", required=True, metavar="START",
+                        help="coco, imagenet, last (the newest checkpoint in --logs), none, or a weight file")
+    result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
+    result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
+    return result
+
+
+def find_weights(start: str, logs: str, name: str) -> Path | None:
+    """The weight file that --model names; None for `none` and for `imagenet`, which the model fetches itself."""
+    if start in ("none", "imagenet"):
+        return None
+    if start == "coco":
+        if not COCO_WEIGHTS.exists():
+            utils.download_trained_weights(str(COCO_WEIGHTS))
+        return COCO_WEIGHTS
+    path = last_checkpoint(logs, name) if start == "last" else Path(start)
+    if not path.is_file():
+        raise SystemExit(f"--model={start}: no such file: {path}")
+    return path
+
+
+def last_checkpoint(logs: str, name: str) -> Path:
+    """The newest checkpoint of the newest run of `name` that has one."""
+    for run in sorted(Path(logs).glob(f"{name}2*"), reverse=True):
+        checkpoints = sorted(run.glob("mask_rcnn_*.h5"))
+        if checkpoints:
+            return checkpoints[-1]
+    raise SystemExit(f"--model=last: no run of {name!r} with a checkpoint under {logs}")
+
+
+def recall(weights: Path | None, config_class: type[Config]) -> tuple[Config, dict]:
+    """Configuration and arguments of the run that wrote `weights`; defaults if no run did."""
+    folder = weights.parent if weights else None
+    if folder is None or not (folder / CONFIG_FILE).exists():
+        return config_class(), {}
+    return config_class.from_yaml(folder / CONFIG_FILE), yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
+
+
+def fill(args: argparse.Namespace, run: dict, **defaults) -> None:
+    """Give arguments that the command line left open the values of the run, else the defaults."""
+    for name, value in {**defaults, **run}.items():
+        if getattr(args, name, 0) is None and value is not None:
+            setattr(args, name, value)
+
+
+def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | None) -> MaskRCNN:
+    """A model with the weights that --model names."""
+    model = MaskRCNN(mode=mode, config=config, model_dir=args.logs)
+    if args.model == "imagenet":
+        model.load_weights(model.get_imagenet_weights())
+    elif weights is not None:
+        other_classes = args.model == "coco" and config.NUM_CLASSES != 81
+        model.load_weights(str(weights), by_name=True, exclude=HEADS if other_classes else None)
+    return model
+
+
+def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, epochs: int, layers: str,
+          optimizer: str, augmentation=None, run: dict | None = None) -> None:
+    """Train up to the given epoch, and note configuration, classes and `run` in the run's folder.
+
+    Args:
+        optimizer: "sgd" at a constant rate, as Matterport, or "adamw" at a rate that falls along half a cosine. The
+            rate of an epoch depends only on its number, so a resumed run goes on where it stopped.
+        run: arguments that `recall` gives back.
+    """
+    notes = {**(run or {}), "classes": list(training.class_names)}
+    callbacks = [keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))]
+    if optimizer == "adamw":
+        model.compile(optimizer=keras.optimizers.AdamW(
+            rate, weight_decay=5e-4, global_clipnorm=model.config.GRADIENT_CLIP_NORM))
+        callbacks.append(keras.callbacks.LearningRateScheduler(
+            lambda epoch: rate * max(0.02, 0.5 + 0.5 * math.cos(math.pi * epoch / epochs))))
+    model.train(training, validation, rate, epochs, layers, augmentation=augmentation, custom_callbacks=callbacks)
+
+
+def remember(model: MaskRCNN, notes: dict) -> None:
+    """Write the configuration and `notes` to the run's folder."""
+    model.config.to_yaml(Path(model.log_dir) / CONFIG_FILE)
+    (Path(model.log_dir) / RUN_FILE).write_text(yaml.safe_dump(notes), encoding="utf-8")
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write a uint8 (H, W, 3) picture; the suffix gives the format."""
+    Image.fromarray(image).save(path)
+
+
+def is_video(path: Path) -> bool:
+    """Whether the file name is that of a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def video_reader(path: Path) -> tuple[float, Iterator[np.ndarray]]:
+    """Frames per second and the frames, uint8 (H, W, 3)."""
+    reader = _imageio().get_reader(str(path))
+    return reader.get_meta_data().get("fps", 25.0), (np.asarray(frame)[..., :3] for frame in reader)
+
+
+def video_writer(path: Path, fps: float):
+    """A context manager whose append_data(frame) adds a frame."""
+    return _imageio().get_writer(str(path), fps=fps, macro_block_size=1)
+
+
+def _imageio():
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # noqa: F401  (what imageio reads and writes video with)
+    except ImportError as error:
+        raise SystemExit(f"video needs two more packages ({error}): pip install 'kmrcnn[video]'") from None
+    return imageio

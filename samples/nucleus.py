@@ -1,0 +1,179 @@
+"""Find cell nuclei in microscopy images (2018 Data Science Bowl).
+
+    python samples/nucleus.py train --dataset=/data/nuclei --model=imagenet
+    python samples/nucleus.py train --dataset=/data/nuclei --model=none        # a small model, from scratch, on a CPU
+    python samples/nucleus.py evaluate --model=last                            # the run remembers its dataset
+    python samples/nucleus.py detect --model=last --subset=stage1_test         # pictures and submit.csv
+
+The dataset is Kaggle's folder (stage1_train/<id>/images, masks) or one with COCO annotations
+(annotations/instances_train.json, instances_val.json and the image folders train, val).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+from pathlib import Path
+
+import common
+import numpy as np
+
+from kmrcnn import Config, MaskRCNN, visualize
+from kmrcnn.data import Compose, HorizontalFlip, NucleusDataset, Rotate90, VerticalFlip
+from kmrcnn.evaluation.coco import evaluate_coco
+
+
+class NucleusConfig(Config):
+    """Matterport's settings: ResNet-50, crops of 512 x 512 at twice the size."""
+
+    NAME = "nucleus"
+    NUM_CLASSES = 1 + 1
+    BACKBONE = "resnet50"
+    IMAGES_PER_GPU = 6
+    STEPS_PER_EPOCH = (657 - 25) // 6
+    VALIDATION_STEPS = 4
+    IMAGE_RESIZE_MODE = "crop"
+    IMAGE_MIN_DIM = 512
+    IMAGE_MAX_DIM = 512
+    IMAGE_MIN_SCALE = 2.0
+    MEAN_PIXEL = np.array([43.53, 39.56, 48.22])
+    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
+    RPN_NMS_THRESHOLD = 0.9
+    RPN_TRAIN_ANCHORS_PER_IMAGE = 64
+    POST_NMS_ROIS_TRAINING = 1000
+    POST_NMS_ROIS_INFERENCE = 2000
+    TRAIN_ROIS_PER_IMAGE = 128
+    MAX_GT_INSTANCES = 200
+    DETECTION_MIN_CONFIDENCE = 0
+    DETECTION_MAX_INSTANCES = 400
+
+
+class NucleusScratchConfig(NucleusConfig):
+    """For --model=none: a ResNet-18 on crops of 256 x 256, about half an hour on 2 CPU cores."""
+
+    BACKBONE = "resnet18"
+    TRAIN_BN = None
+    BN_MOMENTUM = 0.9
+    TOP_DOWN_PYRAMID_SIZE = 128
+    RPN_CONV_SIZE = 128
+    MASK_CONV_SIZE = 128
+    FPN_CLASSIF_FC_LAYERS_SIZE = 512
+    IMAGES_PER_GPU = 4
+    STEPS_PER_EPOCH = 48
+    IMAGE_MIN_DIM = 256
+    IMAGE_MAX_DIM = 256
+    IMAGE_MIN_SCALE = 0
+    RPN_NMS_THRESHOLD = 0.7
+    RPN_TRAIN_ANCHORS_PER_IMAGE = 256
+    PRE_NMS_LIMIT = 1000
+    POST_NMS_ROIS_TRAINING = 500
+    POST_NMS_ROIS_INFERENCE = 500
+    MINI_MASK_SHAPE = (28, 28)
+    WEIGHT_DECAY = 0.0
+
+
+def load(args: argparse.Namespace, subset: str) -> NucleusDataset:
+    """One subset of the dataset."""
+    dataset = NucleusDataset()
+    dataset.load_nucleus(args.dataset, subset)
+    dataset.prepare()
+    return dataset
+
+
+def train(args: argparse.Namespace, model: MaskRCNN) -> None:
+    """Heads first and then everything; everything at once from scratch."""
+    training, validation = load(args, "train"), load(args, "val")
+    run = {"dataset": args.dataset, "epochs": args.epochs, "optimizer": args.optimizer}
+    augmentation = Compose([HorizontalFlip(0.5), VerticalFlip(0.5), Rotate90(0.5)])
+    if args.optimizer == "adamw":
+        stages = [("all", args.epochs or 30)]
+    else:
+        stages = [("heads", 20), ("all", args.epochs or 40)]
+    for layers, epochs in stages:
+        common.train(model, training, validation, model.config.LEARNING_RATE, epochs, layers, args.optimizer,
+                     augmentation, run)
+
+
+def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
+    """COCO's box and mask tables on a subset, by default val."""
+    dataset = load(args, args.subset or "val")
+    evaluate_coco(model, dataset, eval_type="both")
+
+
+def detect(args: argparse.Namespace, model: MaskRCNN) -> None:
+    """Write a picture for each image, and submit.csv in Kaggle's format."""
+    dataset = load(args, args.subset or "stage1_test")
+    out = common.ROOT / "results" / "nucleus" / f"submit_{datetime.datetime.now():%Y%m%dT%H%M%S}"
+    out.mkdir(parents=True)
+    with open(out / "submit.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["ImageId", "EncodedPixels"])
+        for image_id in dataset.image_ids:
+            image, name = dataset.load_image(image_id), Path(str(dataset.image_info[image_id]["id"])).stem
+            found = model.detect([image])[0]
+            writer.writerows((name, code) for code in encode_masks(found["masks"], found["scores"]))
+            visualize.display_instances(image, found["rois"], found["masks"], found["class_ids"],
+                                        dataset.class_names, found["scores"], show_bbox=False,
+                                        save_path=str(out / f"{name}.png"))
+    print(f"Written: {out}")
+
+
+def encode_masks(masks: np.ndarray, scores: np.ndarray) -> list[str]:
+    """Run lengths of each mask that keeps a pixel; a pixel belongs to the best-scored mask that covers it.
+
+    Args:
+        masks: (H, W, N) bool.
+        scores: (N,).
+    """
+    taken, codes = np.zeros(masks.shape[:2], bool), []
+    for index in np.argsort(-scores, kind="stable"):
+        mask = masks[..., index] & ~taken
+        taken |= mask
+        codes.append(rle_encode(mask))
+    return [code for code in codes if code] or [""]
+
+
+def rle_encode(mask: np.ndarray) -> str:
+    """Kaggle's run lengths of a (H, W) mask: pairs "start length", column by column, counted from 1."""
+    flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    edges[1::2] -= edges[::2]
+    return " ".join(map(str, edges))
+
+
+def rle_decode(code: str, shape: tuple[int, int]) -> np.ndarray:
+    """The (H, W) bool mask of Kaggle's run lengths."""
+    starts, lengths = np.array(code.split(), int).reshape(-1, 2).T
+    flat = np.zeros(shape[0] * shape[1], bool)
+    for start, length in zip(starts - 1, lengths, strict=True):
+        flat[start:start + length] = True
+    return flat.reshape(shape[::-1]).T
+
+
+def main() -> None:
+    """Command line; see the top of this file."""
+    arguments = common.parser(__doc__, ["train", "evaluate", "detect"])
+    arguments.add_argument("--dataset", help="(default: the run's)")
+    arguments.add_argument("--subset", help="to evaluate or detect on: train, val, stage1_test, ...")
+    arguments.add_argument("--epochs", type=int, help="last epoch (default: 40; 30 from scratch)")
+    arguments.add_argument("--optimizer", choices=["sgd", "adamw"],
+                           help="adamw falls along a cosine (default: the run's, else adamw for none, else sgd)")
+    args = arguments.parse_intermixed_args()
+
+    weights = common.find_weights(args.model, args.logs, NucleusConfig.NAME)
+    config, run = common.recall(weights, NucleusScratchConfig if args.model == "none" else NucleusConfig)
+    common.fill(args, run, optimizer="adamw" if args.model == "none" else "sgd")
+    if not args.dataset:
+        arguments.error("--dataset is needed: --model names no run that remembers one")
+    config.override(args.overrides)
+    if args.command != "train":
+        # Whole images at their own size, padded to what the pyramid needs.
+        config.override(["IMAGES_PER_GPU=1", "IMAGE_RESIZE_MODE=pad64", "RPN_NMS_THRESHOLD=0.7"])
+    config.display()
+    model = common.build("training" if args.command == "train" else "inference", config, args, weights)
+    {"train": train, "evaluate": evaluate, "detect": detect}[args.command](args, model)
+
+
+if __name__ == "__main__":
+    main()

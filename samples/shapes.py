@@ -1,0 +1,107 @@
+"""Train on generated pictures of squares, circles and triangles, evaluate, and write pictures of detections.
+
+    python samples/shapes.py                                   # the whole job; about 10 minutes on 2 CPU cores
+    python samples/shapes.py --epochs=1 --steps=20 --eval-images=20      # a quick look
+
+Nothing is downloaded. Expected on 200 held-out pictures: mask AP50 of at least 0.93, mask AP of at least 0.70.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import common
+
+from kmrcnn import Config, MaskRCNN, visualize
+from kmrcnn.data import ShapesDataset
+from kmrcnn.evaluation.coco import evaluate_coco
+
+
+class ShapesConfig(Config):
+    """A small model for 128 x 128 pictures of four or fewer large shapes, trained from scratch."""
+
+    NAME = "shapes"
+    NUM_CLASSES = 1 + 3
+    BACKBONE = "resnet18"
+    TRAIN_BN = None  # batch statistics in training: nothing is pre-trained
+    BN_MOMENTUM = 0.9
+    TOP_DOWN_PYRAMID_SIZE = 128
+    RPN_CONV_SIZE = 128
+    MASK_CONV_SIZE = 128
+    FPN_CLASSIF_FC_LAYERS_SIZE = 256
+    IMAGE_MIN_DIM = 128
+    IMAGE_MAX_DIM = 128
+    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
+    RPN_TRAIN_ANCHORS_PER_IMAGE = 64
+    PRE_NMS_LIMIT = 500
+    POST_NMS_ROIS_TRAINING = 100
+    POST_NMS_ROIS_INFERENCE = 100
+    TRAIN_ROIS_PER_IMAGE = 32
+    MAX_GT_INSTANCES = 8
+    DETECTION_MAX_INSTANCES = 20
+    IMAGES_PER_GPU = 8
+    VALIDATION_STEPS = 5
+    WEIGHT_DECAY = 0.0  # AdamW has its own
+    LEARNING_RATE = 0.001
+
+
+def shapes(count: int, seed: int, start: int = 0) -> ShapesDataset:
+    """`count` generated pictures, numbers `start` and up of the endless series `seed`."""
+    dataset = ShapesDataset()
+    dataset.load_shapes(count, 128, 128, seed=seed, start=start)
+    dataset.prepare()
+    return dataset
+
+
+def train(config: Config, epochs: int, logs: str) -> str:
+    """Train every layer from scratch, print the time it took, and return the path of the last checkpoint."""
+    training = shapes(epochs * config.STEPS_PER_EPOCH * config.BATCH_SIZE, config.SEED)
+    validation = shapes(config.VALIDATION_STEPS * config.BATCH_SIZE, config.SEED, start=10**6)
+    model = MaskRCNN(mode="training", config=config, model_dir=logs)
+    begin = time.perf_counter()
+    common.train(model, training, validation, config.LEARNING_RATE, epochs, "all", "adamw")
+    print(f"Training time: {(time.perf_counter() - begin) / 60:.1f} minutes")
+    return model.find_last()
+
+
+def draw(model: MaskRCNN, dataset: ShapesDataset, count: int, out: Path) -> None:
+    """Write pictures of the detections on the first `count` pictures of `dataset`."""
+    out.mkdir(parents=True, exist_ok=True)
+    for image_id in dataset.image_ids[:count]:
+        image = dataset.load_image(image_id)
+        found = model.detect([image])[0]
+        sure = found["scores"] >= 0.7
+        visualize.display_instances(image, found["rois"][sure], found["masks"][..., sure], found["class_ids"][sure],
+                                    dataset.class_names, found["scores"][sure], figsize=(6, 6),
+                                    save_path=str(out / f"shapes_{image_id:03d}.png"))
+    print(f"Pictures of detections: {out}")
+
+
+def main() -> None:
+    """Command line; see the top of this file."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--seed", type=int, default=0, help="of the weights, the pictures and the sampling")
+    arguments.add_argument("--epochs", type=int, default=8)
+    arguments.add_argument("--steps", type=int, default=125, help="steps per epoch (default: %(default)s)")
+    arguments.add_argument("--eval-images", type=int, default=200, help="held-out pictures to evaluate on")
+    arguments.add_argument("--pictures", type=int, default=8, help="pictures of detections to write")
+    arguments.add_argument("--out", type=Path, default=common.ROOT / "results" / "shapes")
+    arguments.add_argument("--logs", default=str(common.ROOT / "logs"))
+    args = arguments.parse_args()
+
+    config = ShapesConfig()
+    config.SEED, config.STEPS_PER_EPOCH = args.seed, args.steps
+    checkpoint = train(config, args.epochs, args.logs)
+
+    config.DETECTION_MIN_CONFIDENCE = 0  # average precision weighs the scores itself
+    model = MaskRCNN(mode="inference", config=config, model_dir=args.logs)
+    model.load_weights(checkpoint, by_name=True)
+    held_out = shapes(args.eval_images, args.seed, start=2 * 10**6)
+    evaluate_coco(model, held_out, eval_type="both")
+    draw(model, held_out, args.pictures, args.out)
+
+
+if __name__ == "__main__":
+    main()

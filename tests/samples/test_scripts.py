@@ -1,0 +1,178 @@
+"""Every command of every sample runs; what it should leave behind is there."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.samples.conftest import IMAGE_SIZE, TINY, assert_picture, draw, write_coco
+
+# The samples hold no backend code; what they call is tested on every backend elsewhere.
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture
+def coco_folder(samples, tmp_path):
+    from coco import CLASS_NAMES
+
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASS_NAMES) if number]
+    write_coco(tmp_path / "coco", "train2017", "instances_train2017.json", categories, 4)
+    write_coco(tmp_path / "coco", "val2017", "instances_val2017.json", categories, 2)
+    return tmp_path / "coco"
+
+
+def test_shapes_trains_evaluates_and_draws(run, tmp_path, capsys):
+    run("shapes", "--epochs=1", "--steps=1", "--eval-images=2", "--pictures=1", "--out", tmp_path / "out",
+        "--logs", tmp_path / "logs")
+    printed = capsys.readouterr().out
+    assert "Training time" in printed
+    assert printed.count("Average Precision") == 12  # 6 lines of AP for boxes, 6 for masks
+    assert_picture(tmp_path / "out" / "shapes_000.png")
+
+
+def test_coco_run_remembers_and_resumes(run, coco_folder, tmp_path, capsys):
+    logs = f"--logs={tmp_path / 'logs'}"
+    run("coco", "train", f"--dataset={coco_folder}", "--year=2017", "--model=none", "--images=2", "--epochs=1", logs,
+        *TINY)
+    folder, = (tmp_path / "logs").iterdir()
+    assert (folder / "mask_rcnn_coco_0001.h5").exists()
+
+    capsys.readouterr()
+    run("coco", "evaluate", "--model=last", logs)
+    printed = capsys.readouterr().out
+    assert printed.count("Average Precision") == 12
+    assert "IMAGE_MAX_DIM                  64" in printed
+
+    run("coco", "train", "--model=last", "--epochs=2", logs)
+    assert "Starting at epoch 1" in capsys.readouterr().out
+    assert [run_folder.name for run_folder in (tmp_path / "logs").iterdir()] == [folder.name]
+    assert (folder / "mask_rcnn_coco_0002.h5").exists()
+
+
+def test_coco_without_dataset_says_so(run, capsys):
+    with pytest.raises(SystemExit):
+        run("coco", "evaluate", "--model=none")
+    assert "--dataset is needed" in capsys.readouterr().err
+
+
+def test_coco_names_a_misspelt_setting(run):
+    with pytest.raises(AttributeError, match="IMAGES_PER_GPU"):
+        run("coco", "train", "--dataset=nowhere", "--model=none", "IMAGE_PER_GPU=1")
+
+
+def test_coco_stages(samples):
+    import coco
+
+    class Args:
+        epochs = model = layers = None
+
+    assert coco.stages(Args, 1e-3) == [("heads", 40, 1e-3), ("4+", 120, 1e-3), ("all", 160, 1e-4)]
+
+
+def test_coco_class_names(samples):
+    import coco
+
+    assert len(coco.CLASS_NAMES) == 81
+    assert coco.CLASS_NAMES[1] == "person" and coco.CLASS_NAMES[13] == "parking meter"
+    assert coco.CLASS_NAMES[80] == "toothbrush" and all(name == name.strip() for name in coco.CLASS_NAMES)
+
+
+def test_nucleus_train_evaluate_detect(run, tmp_path, capsys, monkeypatch):
+    for subset in ("train", "val"):
+        write_coco(tmp_path / "data", subset, f"instances_{subset}.json", [{"id": 1, "name": "nucleus"}], 3)
+    logs = f"--logs={tmp_path / 'logs'}"
+    run("nucleus", "train", f"--dataset={tmp_path / 'data'}", "--model=none", "--epochs=1", logs, *TINY,
+        "IMAGE_RESIZE_MODE=square")
+    capsys.readouterr()
+    run("nucleus", "evaluate", "--model=last", logs)
+    assert capsys.readouterr().out.count("Average Precision") == 12
+
+    import common
+
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    run("nucleus", "detect", "--model=last", "--subset=val", logs)
+    out, = (tmp_path / "results" / "nucleus").iterdir()
+    lines = (out / "submit.csv").read_text().splitlines()
+    assert lines[0] == "ImageId,EncodedPixels" and len(lines) >= 4
+    assert len(list(out.glob("*.png"))) == 3
+
+
+def test_nucleus_run_lengths(samples):
+    import nucleus
+
+    mask = np.zeros((3, 4), bool)
+    mask[1:, 0] = mask[0, 1] = True  # one run over the end of a column
+    mask[2, 3] = True
+    assert nucleus.rle_encode(mask) == "2 3 12 1"
+    np.testing.assert_array_equal(nucleus.rle_decode("2 3 12 1", (3, 4)), mask)
+    assert nucleus.rle_encode(np.zeros((2, 2), bool)) == ""
+    np.testing.assert_array_equal(nucleus.rle_decode("", (2, 2)), np.zeros((2, 2), bool))
+
+
+def test_nucleus_best_score_keeps_a_shared_pixel(samples):
+    import nucleus
+
+    masks = np.ones((1, 3, 3), bool)
+    masks[0, 2, 0] = masks[0, 0, 1] = False  # 0: pixels 1-2, 1: pixels 2-3, 2: all
+    assert nucleus.encode_masks(masks, np.array([0.5, 0.9, 0.1])) == ["2 2", "1 1"]
+    assert nucleus.encode_masks(np.zeros((1, 3, 0), bool), np.zeros(0)) == [""]
+
+
+def test_balloon_train_and_splash(run, tmp_path):
+    regions = {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [10, 50, 50, 10],
+                                          "all_points_y": [8, 8, 40, 40]}, "region_attributes": {}}}
+    for subset in ("train", "val"):
+        draw(tmp_path / "data" / subset / "a.png", 1)
+        (tmp_path / "data" / subset / "via_region_data.json").write_text(json.dumps(
+            {"a.png1": {"filename": "a.png", "size": 1, "regions": regions, "file_attributes": {}}}))
+    logs = f"--logs={tmp_path / 'logs'}"
+    run("balloon", "train", f"--dataset={tmp_path / 'data'}", "--model=none", "--epochs=1", logs, *TINY)
+    run("balloon", "splash", "--model=last", f"--image={tmp_path / 'data' / 'val' / 'a.png'}", logs)
+    picture, = tmp_path.glob("splash_*.png")
+    assert_picture(picture)
+
+    out = tmp_path / "found"
+    run("demo", tmp_path / "data" / "val", "--model=last", "--name=balloon", f"--out={out}", logs)
+    assert_picture(out / "a_detections.png")
+
+
+def test_color_splash_keeps_colour_inside_masks_only(samples):
+    import balloon
+
+    image = np.array([[[200, 10, 10], [10, 200, 10]]], np.uint8)
+    result = balloon.color_splash(image, np.array([[[True, False], [False, False]]]))
+    np.testing.assert_array_equal(result[0, 0], image[0, 0])
+    assert len(set(result[0, 1].tolist())) == 1
+    assert (balloon.color_splash(image, np.zeros((1, 2, 0), bool)).std(axis=-1) == 0).all()
+
+
+def test_video_goes_in_and_out(samples, tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="video is an extra: pip install 'kmrcnn[video]'")
+    import common
+
+    frames = np.random.default_rng(0).integers(0, 255, (4, *IMAGE_SIZE, 3), np.uint8)
+    with common.video_writer(tmp_path / "a.mp4", 10.0) as video:
+        for frame in frames:
+            video.append_data(frame)
+    fps, read = common.video_reader(tmp_path / "a.mp4")
+    read = list(read)
+    assert fps == 10.0 and len(read) == 4 and read[0].shape == (*IMAGE_SIZE, 3)
+
+
+def test_video_without_its_packages_says_what_to_install(samples, monkeypatch, tmp_path):
+    import sys
+
+    import common
+
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(SystemExit, match=r"kmrcnn\[video\]"):
+        common.video_reader(tmp_path / "a.mp4")
+
+
+def test_last_without_a_run_says_so(run, tmp_path):
+    with pytest.raises(SystemExit, match="no run of 'coco'"):
+        run("coco", "evaluate", "--model=last", f"--logs={tmp_path}")
+    with pytest.raises(SystemExit, match="no such file"):
+        run("demo", tmp_path, f"--model={tmp_path / 'none.h5'}")

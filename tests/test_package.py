@@ -1,0 +1,74 @@
+"""The package as others get it: a wheel without a compiler, light imports, any one backend."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BACKENDS = {"torch", "tensorflow", "jax"}
+
+
+def python(code: str, cwd: Path = ROOT, **environment: str) -> str:
+    """Run code in a fresh interpreter and return what it printed."""
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False,
+                            env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.once
+def test_wheel_is_pure_and_complete(tmp_path):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "kmrcnn", tmp_path / "kmrcnn", ignore=shutil.ignore_patterns("__pycache__"))
+    python("from setuptools.build_meta import build_wheel; build_wheel('out')", cwd=tmp_path)
+    wheel, = (tmp_path / "out").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    source = {str(path.relative_to(tmp_path)) for path in (tmp_path / "kmrcnn").rglob("*") if path.is_file()}
+    assert packed == source
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("modules", ["kmrcnn, kmrcnn.config, kmrcnn.utils, kmrcnn.visualize, kmrcnn.evaluation.coco",
+                                     "kmrcnn.data, kmrcnn.data.loader, kmrcnn.data.coco, kmrcnn.data.worker"])
+def test_light_modules_load_no_backend(modules):
+    loaded = python(f"import {modules}, sys; print(*sorted(name for name in sys.modules if '.' not in name))").split()
+    assert not {"keras", *BACKENDS} & set(loaded)
+
+
+def test_one_backend_is_enough():
+    backend = os.environ["KERAS_BACKEND"]
+    hidden = BACKENDS - {backend}
+    code = f"""
+import os, sys
+for name in {hidden!r}:
+    sys.modules[name] = None          # import fails, as if not installed
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in {hidden!r} else find(name, *rest)
+import kmrcnn
+assert os.environ["KERAS_BACKEND"] == {backend!r}, os.environ["KERAS_BACKEND"]
+from kmrcnn import MaskRCNN
+import keras
+print(keras.backend.backend(), MaskRCNN.__name__)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+                            env={**environment, "PYTHONPATH": str(ROOT)})
+    assert result.stdout.split() == [backend, "MaskRCNN"], result.stderr
+
+
+@pytest.mark.once
+def test_setup_script_refuses_an_unknown_job():
+    result = subprocess.run(["bash", str(ROOT / "tools" / "setup.sh"), "deploy"], capture_output=True, text=True,
+                            check=False)
+    assert result.returncode == 1 and "demo|test" in result.stderr
