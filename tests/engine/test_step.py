@@ -1,0 +1,143 @@
+"""Steps on the active backend against the same arithmetic in numpy."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
+from tests.engine.fakes import Batches, build_model
+
+LOSS_WEIGHTS = {"second_loss": 0.5}
+DECAY = 0.1
+
+
+def _numpy_step(kernel, bias, batch, rule):
+    """(scalars, kernel gradient, bias gradient) of the fake model."""
+    error = batch["x"] @ kernel + bias - batch["y"]
+    total, scalars = np.zeros_like(error), {}
+    for name, rows, factor in (("first_loss", np.ones_like(error), 1.0), ("second_loss", batch["weight"], 0.5)):
+        count = max(rows.sum(), 1e-12)
+        scalars[name] = factor * (rows * error**2).sum() / count
+        total += factor * 2 * rows * error / count
+    share = {"mean": lambda w: DECAY / w.size, "sum": lambda w: DECAY}[rule]
+    penalty = sum(share(w) * (w**2).sum() for w in (kernel, bias))
+    scalars["loss"] = sum(scalars.values()) + penalty
+    return scalars, batch["x"].T @ total + 2 * share(kernel) * kernel, total.sum(0) + 2 * share(bias) * bias
+
+
+@pytest.mark.parametrize("rule", ["mean", "sum"])
+def test_train_step_is_sgd_with_momentum_clipping_and_decay(rule):
+    model, batches = build_model(), Batches()
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=2.0)
+    step = build_train_step(model, optimizer, LOSS_WEIGHTS, DECAY, rule)
+    weights = [np.array(w) for w in model.get_weights()]
+    velocity = [np.zeros_like(w) for w in weights]
+    for index in range(4):
+        expected, *gradients = _numpy_step(*weights, batches.batch(index), rule)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients))
+        for k, gradient in enumerate(gradients):
+            velocity[k] = 0.9 * velocity[k] - 0.1 * gradient * min(1, 2.0 / norm)
+            weights[k] = weights[k] + velocity[k]
+        scalars = step(batches.batch(index))
+        assert {name: float(value) for name, value in scalars.items()} == pytest.approx(expected, rel=1e-5)
+    step.close()
+    for found, wanted in zip(model.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert int(optimizer.iterations) == 4
+
+
+def test_loss_without_any_counted_row_is_zero_and_finite():
+    model, batch = build_model(), Batches().batch(0)
+    step = build_train_step(model, keras.optimizers.SGD(0.1), {}, 0.0)
+    scalars = step(batch | {"weight": np.zeros((4, 1), "float32")})
+    step.close()
+    assert float(scalars["second_loss"]) == 0
+    assert np.isfinite(model.get_weights()[0]).all()
+
+
+def test_unknown_decay_rule_is_an_error():
+    with pytest.raises(ValueError, match="WEIGHT_DECAY_RULE"):
+        build_train_step(build_model(), keras.optimizers.SGD(0.1), {}, 0.1, "median")(Batches().batch(0))
+
+
+def test_frozen_layers_and_normalisation_scales():
+    model = build_model(norm=True)
+    model.get_layer("dense").trainable = False
+    before = model.get_layer("dense").get_weights()
+    step = build_train_step(model, keras.optimizers.SGD(0.1), {}, DECAY, "sum")
+    scalars = step(Batches().batch(0))
+    step.close()
+    for found, wanted in zip(model.get_layer("dense").get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    gamma, _, mean, _ = model.get_layer("bn").get_weights()
+    assert not np.allclose(gamma, 1) and not np.allclose(mean, 0)
+    # gamma and beta are exempt from decay, the rest is frozen.
+    assert float(scalars["loss"]) == pytest.approx(float(scalars["first_loss"]) + float(scalars["second_loss"]))
+
+
+def test_eval_step_changes_nothing_and_follows_the_weights():
+    model, batch = build_model(norm=True), Batches().batch(0)
+    evaluate = build_eval_step(model, LOSS_WEIGHTS, DECAY, "mean")
+    before = model.get_weights()
+    first = float(evaluate(batch)["loss"])
+    for found, wanted in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    model.get_layer("dense").set_weights([np.zeros((3, 1)), np.zeros(1)])
+    assert float(evaluate(batch)["first_loss"]) == pytest.approx(float((batch["y"]**2).mean()), rel=1e-4)
+    assert float(evaluate(batch)["loss"]) != first
+
+
+def test_assignments_between_steps_take_effect():
+    model, batches = build_model(), Batches()
+    optimizer = keras.optimizers.SGD(0.1)
+    step = build_train_step(model, optimizer, {}, 0.0)
+    step(batches.batch(0))
+    optimizer.learning_rate = 0.0
+    step.sync()
+    frozen = model.get_weights()
+    step(batches.batch(1))
+    step.sync()
+    np.testing.assert_array_equal(model.get_weights()[0], frozen[0])
+    model.get_layer("dense").set_weights([np.ones((3, 1)), np.zeros(1)])
+    step(batches.batch(2))
+    step.close()
+    np.testing.assert_array_equal(model.get_weights()[0], np.ones((3, 1)))
+
+
+def test_predict_step_selects_on_the_device_and_follows_the_weights():
+    model = build_model()
+    predict = build_predict_step(model, lambda outputs: {"twice": outputs["prediction"] * 2})
+    batch = Batches().batch(0)
+    for scale in (1.0, 3.0):
+        model.get_layer("dense").set_weights([np.full((3, 1), scale), np.zeros(1)])
+        results = predict(batch)
+        assert list(results) == ["twice"] and isinstance(results["twice"], np.ndarray)
+        np.testing.assert_allclose(results["twice"], 2 * scale * batch["x"].sum(1, keepdims=True), rtol=1e-5)
+
+
+class _Settings:
+    LEARNING_RATE, LEARNING_MOMENTUM, GRADIENT_CLIP_NORM = 0.02, 0.8, 5.0
+
+
+def test_default_optimizer_is_matterports():
+    settings = default_optimizer(_Settings()).get_config()
+    assert settings["learning_rate"] == pytest.approx(0.02)
+    assert (settings["momentum"], settings["global_clipnorm"], settings["clipnorm"]) == (0.8, 5.0, None)
+
+
+def test_given_optimizer_keeps_its_state_until_other_layers_train():
+    model = build_model(norm=True)
+    given = keras.optimizers.AdamW(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5))
+    given.exclude_from_weight_decay(var_names=["bias"])
+    given.build(model.trainable_variables)
+    given.iterations.assign(7)
+    assert ready_optimizer(given, model, _Settings(), None) is given
+    model.get_layer("bn").trainable = False
+    renewed = ready_optimizer(given, model, _Settings(), None)
+    assert renewed is not given and int(renewed.iterations) == 7
+    assert renewed._exclude_from_weight_decay_pattern == given._exclude_from_weight_decay_pattern
+    with pytest.raises(ValueError, match="schedule"):
+        ready_optimizer(given, model, _Settings(), 0.1)
