@@ -6,11 +6,22 @@ import importlib
 
 # Public name -> module. Imported on first use, so that loader workers start fast.
 _PUBLIC = {
-    "Dataset": "dataset", "SampleError": "dataset",
-    "CocoDataset": "coco", "CocoJsonDataset": "coco", "ShapesDataset": "shapes", "NucleusDataset": "nucleus",
-    "BalloonDataset": "balloon", "DataLoader": "loader", "load_image_gt": "sample",
-    "Compose": "augment", "HorizontalFlip": "augment", "VerticalFlip": "augment", "Transpose": "augment",
-    "Rotate90": "augment", "Brightness": "augment", "Contrast": "augment",
+    "Dataset": "dataset",
+    "SampleError": "dataset",
+    "CocoDataset": "coco",
+    "CocoJsonDataset": "coco",
+    "ShapesDataset": "shapes",
+    "NucleusDataset": "nucleus",
+    "BalloonDataset": "balloon",
+    "DataLoader": "loader",
+    "load_image_gt": "sample",
+    "Compose": "augment",
+    "HorizontalFlip": "augment",
+    "VerticalFlip": "augment",
+    "Transpose": "augment",
+    "Rotate90": "augment",
+    "Brightness": "augment",
+    "Contrast": "augment",
 }
 
 

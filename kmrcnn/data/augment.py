@@ -11,17 +11,27 @@ from typing import Any
 import numpy as np
 
 # imgaug augmenters that move pixels, the only ones to act on masks too (Matterport's list).
-_IMGAUG_GEOMETRIC = ("Sequential", "SomeOf", "OneOf", "Sometimes", "Fliplr", "Flipud", "CropAndPad", "Affine",
-                     "PiecewiseAffine")
+_IMGAUG_GEOMETRIC = (
+    "Sequential",
+    "SomeOf",
+    "OneOf",
+    "Sometimes",
+    "Fliplr",
+    "Flipud",
+    "CropAndPad",
+    "Affine",
+    "PiecewiseAffine",
+)
 
 
-def apply_augmentation(augmentation: Any, image: np.ndarray, masks: np.ndarray,
-                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def apply_augmentation(
+    augmentation: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Run any supported augmentation on image [H, W, C] and bool masks [H, W, N].
 
     `augmentation` is a callable (image, masks, rng) -> (image, masks), or (image, masks) -> ..., or an imgaug
-    augmenter, or an albumentations transform. The random ones of the libraries are seeded from `rng`, on a copy,
-    so that a sample stays reproducible in any thread or process. Raises ValueError when a size changes.
+    augmenter, or an albumentations transform. Those of the libraries are seeded from `rng`, on a copy, so
+    that a sample stays reproducible in any thread or process. Raises ValueError when a size changes.
     """
     if hasattr(augmentation, "to_deterministic") and hasattr(augmentation, "augment_image"):
         new_image, new_masks = _run_imgaug(augmentation, image, masks, rng)
@@ -43,7 +53,9 @@ def _positional_count(function: Callable) -> int:
     kinds = [p.kind for p in inspect.signature(function).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return 3
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    return sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    )
 
 
 def _takes_rng(augmentation: Callable) -> bool:
@@ -69,7 +81,9 @@ def _run_imgaug(augmenter: Any, image: np.ndarray, masks: np.ndarray, rng: np.ra
     return new_image, fixed.augment_image(masks.astype(np.uint8, order="C"), hooks=hooks)
 
 
-def _run_albumentations(transform: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+def _run_albumentations(
+    transform: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
+) -> tuple:
     transform = copy.deepcopy(transform)
     if hasattr(transform, "set_random_seed"):
         transform.set_random_seed(int(rng.integers(2**31)))

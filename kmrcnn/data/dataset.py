@@ -60,7 +60,7 @@ class Dataset:
         self.class_info.append(info)
 
     def add_image(self, source: str, image_id: Any, path: str | None, **kwargs: Any) -> None:
-        """Add an image; keyword arguments are kept in its `image_info`. A repeated id is kept and reported."""
+        """Add an image; keyword arguments go into its `image_info`. A repeated id is kept and reported."""
         key = f"{source}.{image_id}"
         if key in self._image_keys:
             logger.warning("Image id %s was added more than once (now with path %s)", key, path)
@@ -77,8 +77,9 @@ class Dataset:
         self.class_names = [str(info["name"]).split(",")[0] for info in self.class_info]
         self.num_images = len(self.image_info)
         self._image_ids = np.arange(self.num_images)
-        self.image_from_source_map = {f"{info['source']}.{info['id']}": index
-                                      for index, info in enumerate(self.image_info)}
+        self.image_from_source_map = {
+            f"{info['source']}.{info['id']}": index for index, info in enumerate(self.image_info)
+        }
 
     def _number_classes(self) -> None:
         self.class_info = []
@@ -134,7 +135,7 @@ class Dataset:
         return f"image {image_id} ({info['source']}.{info['id']}{path})"
 
     def image_size(self, image_id: int) -> tuple[int, int]:
-        """(height, width) without decoding where possible: image_info, else the file's header, else load_image."""
+        """(height, width) from image_info, else the file's header, else from load_image."""
         info = self.image_info[image_id]
         if info.get("height") and info.get("width"):
             return int(info["height"]), int(info["width"])
@@ -151,7 +152,14 @@ class Dataset:
         try:
             return reader(*arguments)
         # Pillow reports broken files by any of these.
-        except (OSError, ValueError, SyntaxError, EOFError, AttributeError, Image.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            EOFError,
+            AttributeError,
+            Image.DecompressionBombError,
+        ) as error:
             raise SampleError(f"{self.describe(image_id)} cannot be read: {error}") from error
 
     def load_mask(self, image_id: int) -> tuple[np.ndarray, np.ndarray]:

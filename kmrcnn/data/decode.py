@@ -50,5 +50,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no fixed range: override load_image to scale them")
+        raise ValueError(
+            f"32-bit pixels (mode {image.mode}) have no fixed range: override load_image to scale them"
+        )
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -11,13 +11,31 @@ from kmrcnn.data.masks import expand_mask, extract_bboxes, minimize_mask, unmold
 from kmrcnn.data.resample import nearest_index, resize_bilinear
 from kmrcnn.data.resize_plan import pad, plan_for, plan_resize
 
-__all__ = ["resize", "resize_image", "resize_mask", "extract_bboxes", "minimize_mask", "expand_mask", "unmold_mask",
-           "mold_image", "unmold_image", "mold_input", "compose_image_meta", "parse_image_meta"]
+__all__ = [
+    "resize",
+    "resize_image",
+    "resize_mask",
+    "extract_bboxes",
+    "minimize_mask",
+    "expand_mask",
+    "unmold_mask",
+    "mold_image",
+    "unmold_image",
+    "mold_input",
+    "compose_image_meta",
+    "parse_image_meta",
+]
 
 
-def resize_image(image: np.ndarray, min_dim: int | None = None, max_dim: int | None = None,
-                 min_scale: float | None = None, mode: str = "square", divisor: int = 64,
-                 rng: np.random.Generator | None = None) -> tuple:
+def resize_image(
+    image: np.ndarray,
+    min_dim: int | None = None,
+    max_dim: int | None = None,
+    min_scale: float | None = None,
+    mode: str = "square",
+    divisor: int = 64,
+    rng: np.random.Generator | None = None,
+) -> tuple:
     """Resize an image [H, W, C], keeping its aspect ratio and dtype.
 
     Args:
@@ -29,14 +47,16 @@ def resize_image(image: np.ndarray, min_dim: int | None = None, max_dim: int | N
         rng: draws the place in mode "crop"; Python's `random` without one.
 
     Returns:
-        (image, window, scale, padding, crop): window (y1, x1, y2, x2) is the image's part of the padded result;
+        (image, window, scale, padding, crop): window (y1, x1, y2, x2) is the image's part of the result;
         padding [(top, bottom), (left, right), (0, 0)]; crop (y, x, height, width) or None.
     """
     plan = plan_resize(*image.shape[:2], min_dim, max_dim, min_scale, mode, divisor, rng)
     return plan.image(image), plan.window, plan.scale, list(plan.padding), plan.crop
 
 
-def resize_mask(mask: np.ndarray, scale: float, padding: Sequence, crop: Sequence[int] | None = None) -> np.ndarray:
+def resize_mask(
+    mask: np.ndarray, scale: float, padding: Sequence, crop: Sequence[int] | None = None
+) -> np.ndarray:
     """Bring masks [H, W, N] to an image's new frame with what `resize_image` returned.
 
     Nearest neighbour on the image's own sampling grid, so that masks stay on their pixels.
@@ -46,13 +66,21 @@ def resize_mask(mask: np.ndarray, scale: float, padding: Sequence, crop: Sequenc
     mask = mask[rows][:, columns]
     if crop is not None:
         y, x, height, width = crop
-        return mask[y:y + height, x:x + width]
+        return mask[y : y + height, x : x + width]
     return pad(mask, padding)
 
 
-def resize(image: np.ndarray, output_shape: Sequence[int], order: int = 1, mode: str = "edge", cval: float = 0,
-           clip: bool = True, preserve_range: bool = False, anti_aliasing: bool = False,
-           anti_aliasing_sigma: float | None = None) -> np.ndarray:
+def resize(
+    image: np.ndarray,
+    output_shape: Sequence[int],
+    order: int = 1,
+    mode: str = "edge",
+    cval: float = 0,
+    clip: bool = True,
+    preserve_range: bool = False,
+    anti_aliasing: bool = False,
+    anti_aliasing_sigma: float | None = None,
+) -> np.ndarray:
     """skimage.transform.resize with Matterport's signature; bool arrays work with any order.
 
     The default `mode` is "edge": "constant" darkens borders when enlarging. Plain bilinear resizing of floats
@@ -65,9 +93,17 @@ def resize(image: np.ndarray, output_shape: Sequence[int], order: int = 1, mode:
         return resize_bilinear(image, int(output_shape[0]), int(output_shape[1])).astype(image.dtype)
     from skimage import transform
 
-    return transform.resize(image, output_shape, order=order, mode=mode, cval=cval, clip=clip,
-                            preserve_range=preserve_range, anti_aliasing=anti_aliasing,
-                            anti_aliasing_sigma=anti_aliasing_sigma)
+    return transform.resize(
+        image,
+        output_shape,
+        order=order,
+        mode=mode,
+        cval=cval,
+        clip=clip,
+        preserve_range=preserve_range,
+        anti_aliasing=anti_aliasing,
+        anti_aliasing_sigma=anti_aliasing_sigma,
+    )
 
 
 def mold_image(images: np.ndarray, config: Any) -> np.ndarray:
@@ -77,7 +113,9 @@ def mold_image(images: np.ndarray, config: Any) -> np.ndarray:
 
 def unmold_image(normalized_images: np.ndarray, config: Any) -> np.ndarray:
     """Inverse of mold_image; uint8."""
-    return (normalized_images + np.asarray(config.MEAN_PIXEL, np.float32)).round().clip(0, 255).astype(np.uint8)
+    return (
+        (normalized_images + np.asarray(config.MEAN_PIXEL, np.float32)).round().clip(0, 255).astype(np.uint8)
+    )
 
 
 def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
@@ -92,14 +130,22 @@ def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, 
     return mold_image(molded, config), meta, plan.window
 
 
-def compose_image_meta(image_id: int, original_image_shape: Sequence[int], image_shape: Sequence[int],
-                       window: Sequence[int], scale: float, active_class_ids: Sequence[int]) -> np.ndarray:
+def compose_image_meta(
+    image_id: int,
+    original_image_shape: Sequence[int],
+    image_shape: Sequence[int],
+    window: Sequence[int],
+    scale: float,
+    active_class_ids: Sequence[int],
+) -> np.ndarray:
     """Facts about an image as one float64 vector of 12 + NUM_CLASSES numbers.
 
     Layout: image id, original shape HWC, molded shape HWC, window y1 x1 y2 x2 in pixels, scale, and for each
     class 1 where the image's source annotates it.
     """
-    return np.array([image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64)
+    return np.array(
+        [image_id, *original_image_shape, *image_shape, *window, scale, *active_class_ids], np.float64
+    )
 
 
 def parse_image_meta(meta: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,14 +10,14 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from kmrcnn.data.dataset import Dataset, SampleError
-from kmrcnn.data.reader import SampleReader, collate, reader_settings
+from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings
 from kmrcnn.data.resize_plan import plan_for
 from kmrcnn.data.worker import WorkerProcess
 
@@ -29,10 +29,10 @@ MAX_SHAPES = 8  # compiled steps and memory grow with every image shape
 class DataLoader:
     """Training batches that depend only on (seed, step).
 
-    Steps are counted from 0 over the whole run; `batches_per_pass` of them show every image once (a last batch
-    that would be short repeats images of its own pass). A sample that cannot be used is replaced by another of
-    the same shape, with one warning per image; `skipped` counts the replacements and `bad_images` holds the
-    reasons by image id. Images without instances are kept.
+    Steps are counted from 0 over the whole run; `batches_per_pass` of them show every image once (a last
+    batch that would be short repeats images of its own pass). A sample that cannot be used is replaced by
+    another of the same shape, with one warning per image; `skipped` counts the replacements and `bad_images`
+    holds the reasons by image id. Images without instances are kept.
 
     Args:
         dataset: a prepared Dataset with config.NUM_CLASSES classes.
@@ -53,13 +53,21 @@ class DataLoader:
         input_sample_seed: int32 (B, 1), not negative.
         input_roi: float32 (B, POST_NMS_ROIS_TRAINING, 4) pixels, only with USE_RPN_ROIS False.
 
-    Raises ValueError for a dataset that does not fit the config, and RuntimeError when no image can be used or
-    when a worker process dies.
+    Raises ValueError for a dataset that does not fit the config, and RuntimeError when no image can be used
+    or when a worker process dies.
     """
 
-    def __init__(self, dataset: Dataset, config: Any, batch_size: int | None = None, shuffle: bool = True,
-                 augmentation: Any = None, no_augmentation_sources: Collection[str] | None = None,
-                 seed: int | None = None, workers: int | None = None):
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: Any,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        augmentation: Any = None,
+        no_augmentation_sources: Collection[str] | None = None,
+        seed: int | None = None,
+        workers: int | None = None,
+    ):
         _check(dataset, config)
         self.batch_size = config.BATCH_SIZE if batch_size is None else batch_size
         self.shuffle = shuffle
@@ -69,8 +77,15 @@ class DataLoader:
         self.bad_images: dict[int, str] = {}
         self._lock = threading.Lock()
         shapes, buckets = self._group_by_shape(dataset, config)
-        self._reader = SampleReader(dataset, self.settings, augmentation, frozenset(no_augmentation_sources or ()),
-                                    config.SEED if seed is None else seed, buckets, shapes)
+        self._reader = SampleReader(
+            dataset,
+            self.settings,
+            augmentation,
+            frozenset(no_augmentation_sources or ()),
+            config.SEED if seed is None else seed,
+            buckets,
+            shapes,
+        )
         self.batches_per_pass = sum(-(-len(bucket) // self.batch_size) for bucket in buckets)
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
         self._payload = _payload(self._reader, config.LOADER_BACKEND) if self.workers else None
@@ -87,7 +102,11 @@ class DataLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a global step, made in the calling thread."""
-        return self._build(step, self._reader.read)
+        return collate(self.samples(step), self.settings)
+
+    def samples(self, step: int) -> list[Sample]:
+        """The samples of a global step before padding, made in the calling thread."""
+        return self._read(step, self._reader.read)
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Batches of steps start to stop - 1 (endless without stop), made ahead by the workers."""
@@ -117,14 +136,17 @@ class DataLoader:
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def _build(self, step: int, read: Any) -> dict[str, np.ndarray]:
+    def _build(self, step: int, read: Callable) -> dict[str, np.ndarray]:
+        return collate(self._read(step, read), self.settings)
+
+    def _read(self, step: int, read: Callable) -> list[Sample]:
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
         samples, failures = read(pass_index, bucket, image_ids)
         self._note(failures)
-        return collate(samples, self.settings)
+        return samples
 
-    def _prepare_workers(self) -> Any:
+    def _prepare_workers(self) -> Callable:
         if self._payload is None:
             return self._reader.read
         while len(self._processes) < self.workers:
@@ -161,7 +183,9 @@ class DataLoader:
             plan = [plan[index] for index in order]
         return plan
 
-    def _group_by_shape(self, dataset: Dataset, config: Any) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+    def _group_by_shape(
+        self, dataset: Dataset, config: Any
+    ) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
         if not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE in ("square", "crop"):
             side = config.IMAGE_MAX_DIM if config.IMAGE_RESIZE_MODE == "square" else config.IMAGE_MIN_DIM
             return [(side, side)], [np.asarray(dataset.image_ids)]
@@ -176,8 +200,10 @@ class DataLoader:
         if not groups:
             raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {self.bad_images[0]}")
         if len(groups) > MAX_SHAPES:
-            raise ValueError(f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
-                             f"{MAX_SHAPES} can be trained together: set IMAGE_SHAPES to the (height, width) to use")
+            raise ValueError(
+                f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
+                f"{MAX_SHAPES} can be trained together: set IMAGE_SHAPES to the (height, width) to use"
+            )
         return list(groups), [np.array(members) for members in groups.values()]
 
 
@@ -185,8 +211,10 @@ def _check(dataset: Dataset, config: Any) -> None:
     if not len(dataset.image_ids):
         raise ValueError("The dataset has no images: add some, then call prepare()")
     if dataset.num_classes != config.NUM_CLASSES:
-        raise ValueError(f"NUM_CLASSES is {config.NUM_CLASSES}, but the dataset has {dataset.num_classes} classes with "
-                         f"the background: {', '.join(dataset.class_names[:10])}")
+        raise ValueError(
+            f"NUM_CLASSES is {config.NUM_CLASSES}, but the dataset has {dataset.num_classes} classes with "
+            f"the background: {', '.join(dataset.class_names[:10])}"
+        )
 
 
 def _payload(reader: SampleReader, backend: str) -> bytes | None:
@@ -199,12 +227,16 @@ def _payload(reader: SampleReader, backend: str) -> bytes | None:
         payload = pickle.dumps(reader, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         if backend == "process":
-            raise ValueError(f"LOADER_BACKEND 'process': dataset or augmentation cannot be pickled: {error}") from error
+            raise ValueError(
+                f"LOADER_BACKEND 'process': dataset or augmentation cannot be pickled: {error}"
+            ) from error
         return None
     if b"__main__" in payload:  # a class of the running script, which a worker cannot import
         if backend == "process":
-            raise ValueError("LOADER_BACKEND 'process': dataset or augmentation is defined in the running script; move "
-                             "it to a module of its own, or use LOADER_BACKEND 'thread'")
+            raise ValueError(
+                "LOADER_BACKEND 'process': dataset or augmentation is defined in the running script; move "
+                "it to a module of its own, or use LOADER_BACKEND 'thread'"
+            )
         return None
     return payload
 

@@ -10,7 +10,7 @@ from kmrcnn.data.resample import linear_index, resize_bilinear
 
 
 def extract_bboxes(mask: np.ndarray) -> np.ndarray:
-    """Tight boxes of masks [H, W, N] -> int32 [N, 4] (y1, x1, y2, x2) pixels, half-open; empty mask -> zeros."""
+    """Tight boxes of masks [H, W, N]: int32 [N, 4] y1x1y2x2 pixels, half-open; zeros for an empty mask."""
     planes = np.moveaxis(mask, 2, 0)
     if planes.dtype != bool:
         planes = planes != 0
@@ -36,14 +36,16 @@ def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: Sequence[int])
     mini = np.zeros((mask.shape[2], height, width), bool)
     for index, (y1, x1, y2, x2) in enumerate(bbox):
         if y2 <= y1 or x2 <= x1:
-            raise ValueError(f"Invalid bounding box with area of zero: instance {index} has {(y1, x1, y2, x2)}")
+            raise ValueError(
+                f"Invalid bounding box with area of zero: instance {index} has {(y1, x1, y2, x2)}"
+            )
         crop = mask[y1:y2, x1:x2, index]
         mini[index] = _shrink(crop if crop.dtype == bool else crop != 0, height, width)
     return np.moveaxis(mini, 0, 2)
 
 
 def _shrink(crop: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize of one bool crop to bool [height, width]; touches only the rows and columns it samples."""
+    """Bilinear resize of one bool crop to bool [height, width], from the rows it samples only."""
     low, high, weight = linear_index(height, crop.shape[0])
     left, right, across = linear_index(width, crop.shape[1])
     top, bottom = crop[low].astype(np.float32), crop[high].astype(np.float32)
@@ -77,4 +79,4 @@ def _paste(full: np.ndarray, mask: np.ndarray, box: np.ndarray, decide) -> None:
     if bottom <= top or right <= left:
         return
     values = resize_bilinear(mask, y2 - y1, x2 - x1)
-    full[top:bottom, left:right] = decide(values[top - y1:bottom - y1, left - x1:right - x1])
+    full[top:bottom, left:right] = decide(values[top - y1 : bottom - y1, left - x1 : right - x1])

@@ -10,13 +10,25 @@ from typing import Any
 import numpy as np
 
 from kmrcnn.data.dataset import Dataset, SampleError
+from kmrcnn.data.random_rois import generate_random_rois
 from kmrcnn.data.sample import load_image_gt
-from kmrcnn.data.targets import generate_random_rois
 
 # A worker gets these values only: a user's Config class may live in a script it cannot import.
-_SETTINGS = ("IMAGE_MIN_DIM", "IMAGE_MAX_DIM", "IMAGE_MIN_SCALE", "IMAGE_RESIZE_MODE", "IMAGE_SHAPES", "IMAGE_DIVISOR",
-             "IMAGE_CHANNEL_COUNT", "USE_MINI_MASK", "MINI_MASK_SHAPE", "MAX_GT_INSTANCES", "MEAN_PIXEL",
-             "USE_RPN_ROIS", "POST_NMS_ROIS_TRAINING")
+_SETTINGS = (
+    "IMAGE_MIN_DIM",
+    "IMAGE_MAX_DIM",
+    "IMAGE_MIN_SCALE",
+    "IMAGE_RESIZE_MODE",
+    "IMAGE_SHAPES",
+    "IMAGE_DIVISOR",
+    "IMAGE_CHANNEL_COUNT",
+    "USE_MINI_MASK",
+    "MINI_MASK_SHAPE",
+    "MAX_GT_INSTANCES",
+    "MEAN_PIXEL",
+    "USE_RPN_ROIS",
+    "POST_NMS_ROIS_TRAINING",
+)
 _MAX_TRIES = 1000  # replacements tried before a whole data set counts as unreadable
 
 
@@ -27,7 +39,7 @@ def reader_settings(config: Any) -> SimpleNamespace:
 
 @dataclass
 class Sample:
-    """One molded image with its ground truth, unpadded: image [H, W, C] before mean subtraction, N instances."""
+    """One molded image [H, W, C] before mean subtraction with its N instances, unpadded."""
 
     image: np.ndarray
     meta: np.ndarray
@@ -88,12 +100,19 @@ class SampleReader:
         rng = np.random.default_rng((self.seed, pass_index, image_id))
         skip = self.dataset.image_info[image_id]["source"] in self.no_augmentation_sources
         image, meta, class_ids, boxes, masks = load_image_gt(
-            self.dataset, settings, image_id, augmentation=None if skip else self.augmentation,
-            use_mini_mask=settings.USE_MINI_MASK, rng=rng)
+            self.dataset,
+            settings,
+            image_id,
+            augmentation=None if skip else self.augmentation,
+            use_mini_mask=settings.USE_MINI_MASK,
+            rng=rng,
+        )
         expected = (*self.shapes[bucket], settings.IMAGE_CHANNEL_COUNT)
         if image.shape != expected:
-            raise SampleError(f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "
-                              f"{image.shape}; its real size or channel count differs from the declared one")
+            raise SampleError(
+                f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "
+                f"{image.shape}; its real size or channel count differs from the declared one"
+            )
         if len(class_ids) > settings.MAX_GT_INSTANCES:
             kept = np.sort(rng.choice(len(class_ids), settings.MAX_GT_INSTANCES, replace=False))
             class_ids, boxes, masks = class_ids[kept], boxes[kept], masks[:, :, kept]
@@ -121,7 +140,9 @@ def collate(samples: Sequence[Sample], settings: Any) -> dict[str, np.ndarray]:
     mean_row = np.tile(np.asarray(settings.MEAN_PIXEL, np.float32), width)
     for index, sample in enumerate(samples):
         instances = len(sample.class_ids)
-        np.subtract(sample.image.reshape(height, -1), mean_row, out=batch["input_image"][index].reshape(height, -1))
+        np.subtract(
+            sample.image.reshape(height, -1), mean_row, out=batch["input_image"][index].reshape(height, -1)
+        )
         batch["input_gt_class_ids"][index, :instances] = sample.class_ids
         batch["input_gt_boxes"][index, :instances] = sample.boxes
         batch["input_gt_masks"][index, :, :, :instances] = sample.masks

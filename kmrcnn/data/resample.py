@@ -1,7 +1,7 @@
 """Resizing of images and masks on one sampling grid: half-pixel centres, edges repeated, no smoothing.
 
-Output pixel i of n samples the input at (i + 0.5) * size / n - 0.5, for bilinear and for nearest alike, so that
-an image and its masks never drift apart.
+Output pixel i of n samples the input at (i + 0.5) * size / n - 0.5, for bilinear and for nearest alike, so
+that an image and its masks never drift apart.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def resize_pixels(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.dtype == np.uint8 and image.shape[2] == 3:
         scale = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
         picture = Image.fromarray(np.ascontiguousarray(image))
-        return np.array(picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR))
+        return np.array(
+            picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
+        )
     return resize_bilinear(image, height, width).astype(image.dtype)
 
 
@@ -57,6 +59,8 @@ def resize_planes(masks: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if masks.shape[:2] == (height, width):
         return masks
+    if masks.strides[0] < masks.strides[1]:  # column-major, as pycocotools decodes: gather along its memory
+        return resize_planes(masks.swapaxes(0, 1), width, height).swapaxes(0, 1)
     planes = np.ascontiguousarray(np.moveaxis(masks, 2, 0))
     planes = planes.take(nearest_index(width, planes.shape[2]), axis=2)
     planes = planes.take(nearest_index(height, planes.shape[1]), axis=1)

@@ -1,4 +1,4 @@
-"""How an image of a given size is resized, padded or cropped: decided from its size alone, before any pixel."""
+"""How an image of a given size is resized, padded or cropped: decided from its size alone."""
 
 from __future__ import annotations
 
@@ -55,29 +55,38 @@ class ResizePlan:
     def _place(self, array: np.ndarray) -> np.ndarray:
         if self.crop:
             y, x, height, width = self.crop
-            return array[y:y + height, x:x + width]
+            return array[y : y + height, x : x + width]
         return pad(array, self.padding)
 
 
 def pad(array: np.ndarray, padding: Sequence) -> np.ndarray:
-    """Zero-pad the first two axes of [H, W, K]; instance-major memory stays instance-major."""
+    """Zero-pad the first two axes of [H, W, K]; the order of the memory stays."""
     (top, bottom), (left, right) = padding[0], padding[1]
     if not (top or bottom or left or right):
         return array
     height, width = array.shape[0] + top + bottom, array.shape[1] + left + right
+    if array.strides[0] < array.strides[1] < array.strides[2]:
+        return pad(array.swapaxes(0, 1), (padding[1], padding[0])).swapaxes(0, 1)
     if array.strides[2] > array.strides[1]:
         out = np.moveaxis(np.zeros((array.shape[2], height, width), array.dtype), 0, 2)
     else:
         out = np.zeros((height, width, array.shape[2]), array.dtype)
-    out[top:top + array.shape[0], left:left + array.shape[1]] = array
+    out[top : top + array.shape[0], left : left + array.shape[1]] = array
     return out
 
 
-def plan_resize(height: int, width: int, min_dim: int | None = None, max_dim: int | None = None,
-                min_scale: float | None = None, mode: str = "square", divisor: int = 64,
-                rng: np.random.Generator | None = None) -> ResizePlan:
-    """Matterport's rules. Modes: "none", "square" (pad to max_dim), "pad64" (pad to multiples of `divisor`) and
-    "crop" (a random min_dim square; `rng`, or Python's `random` without one, draws its place)."""
+def plan_resize(
+    height: int,
+    width: int,
+    min_dim: int | None = None,
+    max_dim: int | None = None,
+    min_scale: float | None = None,
+    mode: str = "square",
+    divisor: int = 64,
+    rng: np.random.Generator | None = None,
+) -> ResizePlan:
+    """Matterport's rules. Modes: "none", "square" (pad to max_dim), "pad64" (pad to multiples of `divisor`)
+    and "crop" (a random min_dim square; `rng`, or Python's `random` without one, draws its place)."""
     if mode == "none":
         return ResizePlan(1, (height, width))
     if mode not in ("square", "pad64", "crop"):
@@ -87,17 +96,27 @@ def plan_resize(height: int, width: int, min_dim: int | None = None, max_dim: in
     if mode == "square":
         return ResizePlan(scale, resized, _centred(resized, (max_dim or max(resized),) * 2))
     if not min_dim or (mode == "pad64" and min_dim % divisor):
-        raise ValueError(f"Mode {mode} needs a minimum dimension"
-                         f"{f' divisible by {divisor}' if mode == 'pad64' else ''}, found {min_dim}")
+        raise ValueError(
+            f"Mode {mode} needs a minimum dimension"
+            f"{f' divisible by {divisor}' if mode == 'pad64' else ''}, found {min_dim}"
+        )
     if mode == "pad64":
-        return ResizePlan(scale, resized, _centred(resized, [-(-side // divisor) * divisor for side in resized]))
+        return ResizePlan(
+            scale, resized, _centred(resized, [-(-side // divisor) * divisor for side in resized])
+        )
     draw = random.randint if rng is None else (lambda low, high: int(rng.integers(low, high + 1)))
     y, x = draw(0, resized[0] - min_dim), draw(0, resized[1] - min_dim)
     return ResizePlan(scale, resized, crop=(y, x, min_dim, min_dim))
 
 
-def plan_bucket(height: int, width: int, shapes: Sequence[Sequence[int]], min_dim: int | None = None,
-                max_dim: int | None = None, min_scale: float | None = None) -> ResizePlan:
+def plan_bucket(
+    height: int,
+    width: int,
+    shapes: Sequence[Sequence[int]],
+    min_dim: int | None = None,
+    max_dim: int | None = None,
+    min_scale: float | None = None,
+) -> ResizePlan:
     """Fit the image into the one of `shapes` (h, w) that shows it largest, the smallest such shape, centred.
 
     The scale is that of mode "square", reduced where the image would not fit.
@@ -113,10 +132,14 @@ def plan_for(config: Any, height: int, width: int, rng: np.random.Generator | No
     limits = (config.IMAGE_MIN_DIM, config.IMAGE_MAX_DIM, config.IMAGE_MIN_SCALE)
     if config.IMAGE_SHAPES:
         return plan_bucket(height, width, config.IMAGE_SHAPES, *limits)
-    return plan_resize(height, width, *limits, mode=config.IMAGE_RESIZE_MODE, divisor=config.IMAGE_DIVISOR, rng=rng)
+    return plan_resize(
+        height, width, *limits, mode=config.IMAGE_RESIZE_MODE, divisor=config.IMAGE_DIVISOR, rng=rng
+    )
 
 
-def _scale(height: int, width: int, min_dim: int | None, max_dim: int | None, min_scale: float | None) -> float:
+def _scale(
+    height: int, width: int, min_dim: int | None, max_dim: int | None, min_scale: float | None
+) -> float:
     scale = max(1, min_dim / min(height, width)) if min_dim else 1
     if min_scale and scale < min_scale:
         scale = min_scale
@@ -130,4 +153,5 @@ def _centred(size: Sequence[int], shape: Sequence[int]) -> tuple:
         if outer < inner:
             raise ValueError(f"An image of {tuple(size)} does not fit into {tuple(shape)}")
         return (outer - inner) // 2, outer - inner - (outer - inner) // 2
+
     return (halves(size[0], shape[0]), halves(size[1], shape[1]), (0, 0))

@@ -16,8 +16,15 @@ from kmrcnn.data.resize_plan import plan_for
 logger = logging.getLogger("kmrcnn.data")
 
 
-def load_image_gt(dataset: Dataset, config: Any, image_id: int, augment: bool = False, augmentation: Any = None,
-                  use_mini_mask: bool = False, rng: np.random.Generator | None = None) -> tuple:
+def load_image_gt(
+    dataset: Dataset,
+    config: Any,
+    image_id: int,
+    augment: bool = False,
+    augmentation: Any = None,
+    use_mini_mask: bool = False,
+    rng: np.random.Generator | None = None,
+) -> tuple:
     """Load an image and its ground truth as the network trains on it.
 
     Args:
@@ -54,8 +61,9 @@ def load_image_gt(dataset: Dataset, config: Any, image_id: int, augment: bool = 
         masks, bbox, class_ids = masks[:, :, seen], bbox[seen], class_ids[seen]
     if use_mini_mask:
         masks = minimize_mask(bbox, masks, config.MINI_MASK_SHAPE)
-    meta = compose_image_meta(image_id, original_shape, image.shape, plan.window, plan.scale,
-                              active_classes(dataset, image_id))
+    meta = compose_image_meta(
+        image_id, original_shape, image.shape, plan.window, plan.scale, active_classes(dataset, image_id)
+    )
     return image, meta, class_ids, bbox, masks
 
 
@@ -74,17 +82,25 @@ def _load(dataset: Dataset, image_id: int) -> tuple[np.ndarray, np.ndarray, np.n
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or not image.size:
-        raise SampleError(f"{dataset.describe(image_id)}: expected an image [H, W, C], found shape {image.shape}")
+        raise SampleError(
+            f"{dataset.describe(image_id)}: expected an image [H, W, C], found shape {image.shape}"
+        )
     if not len(class_ids):
         return image, np.zeros((*image.shape[:2], 0), bool), class_ids
     if masks.ndim != 3 or masks.shape[2] != len(class_ids):
-        raise SampleError(f"{dataset.describe(image_id)}: expected masks [H, W, {len(class_ids)}] for "
-                          f"{len(class_ids)} class ids, found shape {masks.shape}")
+        raise SampleError(
+            f"{dataset.describe(image_id)}: expected masks [H, W, {len(class_ids)}] for "
+            f"{len(class_ids)} class ids, found shape {masks.shape}"
+        )
     if masks.shape[:2] != image.shape[:2]:
-        raise SampleError(f"{dataset.describe(image_id)}: the image is {image.shape[:2]} (height, width) "
-                          f"but its masks are {masks.shape[:2]}")
+        raise SampleError(
+            f"{dataset.describe(image_id)}: the image is {image.shape[:2]} (height, width) "
+            f"but its masks are {masks.shape[:2]}"
+        )
     wrong = class_ids[(class_ids == 0) | (np.abs(class_ids) >= dataset.num_classes)]
     if len(wrong):
-        raise SampleError(f"{dataset.describe(image_id)}: class id {wrong[0]}, expected 1 to "
-                          f"{dataset.num_classes - 1}, or negative for a crowd")
+        raise SampleError(
+            f"{dataset.describe(image_id)}: class id {wrong[0]}, expected 1 to "
+            f"{dataset.num_classes - 1}, or negative for a crowd"
+        )
     return image, masks if masks.dtype == bool else masks > 0, class_ids

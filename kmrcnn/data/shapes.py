@@ -14,7 +14,9 @@ SHAPES = ("square", "circle", "triangle")
 _MARGIN = 20  # distance of a centre from the image's edge and smallest half-size, pixels
 _MAX_OVERLAP = 0.3  # boxes above this IoU are thinned out
 
-Shape = tuple[str, tuple[int, int, int], tuple[int, int, int]]  # name, colour, (centre x, centre y, half-size)
+Shape = tuple[
+    str, tuple[int, int, int], tuple[int, int, int]
+]  # name, colour, (centre x, centre y, half-size)
 
 
 class ShapesDataset(Dataset):
@@ -36,13 +38,22 @@ class ShapesDataset(Dataset):
         for class_id, name in enumerate(SHAPES, 1):
             self.add_class("shapes", class_id, name)
         for index in range(start, start + count):
-            self.add_image("shapes", image_id=f"{seed}-{index}", path=None, height=height, width=width,
-                           seed=seed, index=index)
+            self.add_image(
+                "shapes",
+                image_id=f"{seed}-{index}",
+                path=None,
+                height=height,
+                width=width,
+                seed=seed,
+                index=index,
+            )
 
     def specification(self, image_id: int) -> tuple[tuple[int, int, int], list[Shape]]:
         """Background colour and shapes, bottom first, of an image."""
         info = self.image_info[image_id]
-        return random_image(np.random.default_rng((info["seed"], info["index"])), info["height"], info["width"])
+        return random_image(
+            np.random.default_rng((info["seed"], info["index"])), info["height"], info["width"]
+        )
 
     def load_image(self, image_id: int) -> np.ndarray:
         info = self.image_info[image_id]
@@ -74,7 +85,9 @@ class ShapesDataset(Dataset):
         return self.specification(image_id)[1]
 
 
-def random_image(rng: np.random.Generator, height: int, width: int) -> tuple[tuple[int, int, int], list[Shape]]:
+def random_image(
+    rng: np.random.Generator, height: int, width: int
+) -> tuple[tuple[int, int, int], list[Shape]]:
     """Draw a background colour and 1 to 4 shapes whose boxes overlap by an IoU of at most 0.3."""
     background = _colour(rng)
     shapes = [_random_shape(rng, height, width) for _ in range(int(rng.integers(1, 5)))]
@@ -115,7 +128,9 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
 
 def _overlap(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
     """IoU of the square boxes around two shapes (x, y, half-size)."""
-    sides = [min(a + first[2], b + second[2]) - max(a - first[2], b - second[2])
-             for a, b in zip(first[:2], second[:2], strict=True)]
+    sides = [
+        min(a + first[2], b + second[2]) - max(a - first[2], b - second[2])
+        for a, b in zip(first[:2], second[:2], strict=True)
+    ]
     inner = max(0, sides[0]) * max(0, sides[1])
     return inner / (4 * first[2] ** 2 + 4 * second[2] ** 2 - inner)

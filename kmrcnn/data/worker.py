@@ -1,8 +1,8 @@
 """A loader worker as a process of its own, talking pickles over its pipes.
 
-Not multiprocessing: its spawned children import the user's script again, which breaks every script without a
-`__main__` guard. This child imports numpy, Pillow and the modules of dataset and augmentation, nothing else, and
-ends when its parent does.
+Not multiprocessing: its spawned children import the user's script again, which breaks every script without
+a `__main__` guard. This child imports numpy, Pillow and the modules of dataset and augmentation, nothing
+else, and ends when its parent does.
 """
 
 from __future__ import annotations
@@ -19,10 +19,17 @@ class WorkerProcess:
     """Starts a child that holds a SampleReader and answers `read` calls. Used by one thread at a time."""
 
     def __init__(self, payload: bytes):
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from kmrcnn.data.worker import main; main()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
         try:
             self.process.stdin.write(payload)
             self.process.stdin.flush()
@@ -44,8 +51,10 @@ class WorkerProcess:
     def _died(self) -> None:
         code = self.process.wait()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise RuntimeError(f"A loader worker process {how} (out of memory, or a crash in a decoder?). Its own message, "
-                           "if any, is above; LOADER_BACKEND='thread' runs the loader without processes.") from None
+        raise RuntimeError(
+            f"A loader worker process {how} (out of memory, or a crash in a decoder?). Its own message, "
+            "if any, is above; LOADER_BACKEND='thread' runs the loader without processes."
+        ) from None
 
     def close(self) -> None:
         """End the child."""
@@ -67,7 +76,10 @@ def main() -> None:
     try:
         reader, failure = pickle.load(calls), None
     except Exception as error:  # reported as the answer to every call
-        reader, failure = None, f"A loader worker cannot unpickle the dataset: {type(error).__name__}: {error}"
+        reader, failure = (
+            None,
+            f"A loader worker cannot unpickle the dataset: {type(error).__name__}: {error}",
+        )
     while True:
         try:
             arguments = pickle.load(calls)
