@@ -100,7 +100,7 @@ def assign_weights(model: keras.Model, arrays: Mapping[WeightKey, np.ndarray], *
         loaded=_names(loadable),
         missing=_names(key for key in wanted if key not in arrays),
         unexpected=(*unexpected, *_names(key for key in arrays if key not in table)),
-        excluded=_names(skipped),
+        excluded=_names(key for key in table if key in skipped),
         mismatched=tuple(f"{'/'.join(key)}: model {tuple(wanted[key].shape)}, file {array.shape}"
                          for key, array in loadable.items() if tuple(wanted[key].shape) != array.shape))
     problem = _problem(report, loadable, wanted, strict)
