@@ -95,9 +95,9 @@ def display_instances(
         print("\n*** No instances to display *** \n")
     if captions is None:
         captions = [_caption(class_names, class_ids, scores, index) for index in range(count)]
+    colors = random_colors(count) if colors is None else colors
     picture = Picture.of_image(image, title, figsize, ax, save_path, return_image)
-    _draw_instances(picture.ax, image, boxes, masks if show_mask else None, colors or random_colors(count), captions,
-                    show_bbox)
+    _draw_instances(picture.ax, image, boxes, masks if show_mask else None, colors, captions, show_bbox)
     return picture.finish()
 
 
