@@ -72,7 +72,8 @@ def _run_imgaug(augmenter: Any, image: np.ndarray, masks: np.ndarray, rng: np.ra
         return type(augmenter).__name__ in _IMGAUG_GEOMETRIC
 
     augmenter = copy.deepcopy(augmenter)
-    getattr(augmenter, "seed_", augmenter.reseed)(int(rng.integers(2**31)))
+    # imgaug before 0.4 calls it reseed
+    (augmenter.seed_ if hasattr(augmenter, "seed_") else augmenter.reseed)(int(rng.integers(2**31)))
     fixed = augmenter.to_deterministic()
     new_image = fixed.augment_image(np.ascontiguousarray(image))
     if not masks.shape[2]:
