@@ -29,23 +29,33 @@ from kmrcnn.detection import Detector, Result, unmold
 from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
+from kmrcnn.heads import build_rpn_model
 from kmrcnn.importers.assign import LoadReport
 from kmrcnn.importers.keras_imagenet import is_imagenet_file, load_imagenet_weights
 from kmrcnn.importers.matterport_h5 import load_weights, save_weights
-from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign
+from kmrcnn.layers import BatchNorm, DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
+from kmrcnn.ops import box_iou as overlaps_graph
+from kmrcnn.ops import clip_boxes as clip_boxes_graph
+from kmrcnn.ops import decode_boxes as apply_box_deltas_graph
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
+from kmrcnn.ops import norm_boxes as norm_boxes_graph
 from kmrcnn.utils import norm_boxes
 
 __all__ = [
+    "BatchNorm",
     "DetectionLayer",
     "DetectionTargetLayer",
     "MaskRCNN",
     "ProposalLayer",
     "PyramidROIAlign",
+    "apply_box_deltas_graph",
     "build_detection_targets",
+    "build_rpn_model",
     "build_rpn_targets",
+    "clip_boxes_graph",
     "compose_image_meta",
     "compute_backbone_shapes",
     "data_generator",
@@ -53,19 +63,11 @@ __all__ = [
     "load_image_gt",
     "log",
     "mold_image",
+    "norm_boxes_graph",
+    "overlaps_graph",
     "parse_image_meta",
     "unmold_image",
 ]
-
-_HEADS = r"(mrcnn\_.*)|(rpn\_.*)|(fpn\_.*)"
-# Names for the layers that `train` can choose, as in Matterport.
-LAYER_STAGES = {
-    "heads": _HEADS,
-    "5+": rf"(res5.*)|(bn5.*)|{_HEADS}",
-    "4+": rf"(res4.*)|(bn4.*)|(res5.*)|(bn5.*)|{_HEADS}",
-    "3+": rf"(res3.*)|(bn3.*)|(res4.*)|(bn4.*)|(res5.*)|(bn5.*)|{_HEADS}",
-    "all": ".*",
-}
 
 # fchollet/deep-learning-models v0.2
 _IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -79,9 +81,8 @@ _CHECKPOINT = re.compile(r"(?P<name>.+?)(?P<date>\d{8}T\d{4})[/\\]mask_rcnn_.*?(
 def log(text: str, array: np.ndarray | None = None) -> None:
     """Print a text and, of an array, shape, range and dtype."""
     if array is not None:
-        low, high = (array.min(), array.max()) if array.size else ("", "")
-        text = f"{text:<25}shape: {array.shape!s:20}  min: {low:10.5f}  max: {high:10.5f}  {array.dtype}" \
-            if array.size else f"{text:<25}shape: {array.shape!s:20}  empty  {array.dtype}"
+        limits = f"min: {array.min():10.5f}  max: {array.max():10.5f}" if array.size else "empty"
+        text = f"{text:<25}shape: {array.shape!s:20}  {limits}  {array.dtype}"
     print(text)
 
 
@@ -269,7 +270,7 @@ class MaskRCNN:
         """
         if verbose and keras_model is None:
             print("Selecting layers to train")
-        found = _select_layers(keras_model or self.keras_model, re.compile(layer_regex), indent, verbose)
+        found = set_trainable(keras_model or self.keras_model, layer_regex, indent, verbose)
         if not found and keras_model is None:
             raise ValueError(f"layers: no layer with weights matches {layer_regex!r}; use "
                              f"{', '.join(LAYER_STAGES)} or a regular expression of layer names")
@@ -407,22 +408,6 @@ class MaskRCNN:
     def _save_checkpoint(self, epoch: int) -> None:
         save_weights(self.keras_model, self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
         self.epoch = epoch
-
-
-def _select_layers(model: keras.Model, pattern: re.Pattern, indent: int, verbose: int) -> int:
-    """Set `trainable` of every layer with weights by its name; returns how many matched."""
-    count = 0
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            if verbose:
-                print(f"{'':{indent}}In model: {layer.name}")
-            count += _select_layers(layer, pattern, indent + 4, verbose)
-        elif layer.weights:
-            layer.trainable = bool(pattern.fullmatch(layer.name))
-            count += layer.trainable
-            if verbose and layer.trainable:
-                print(f"{'':{indent}}{layer.name:20}   ({type(layer).__name__})")
-    return count
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Progress:
     def __init__(self, title: str, steps: int, enabled: bool):
         self._interval = _TERMINAL_INTERVAL if sys.stderr.isatty() else _FILE_INTERVAL
         self._bar = tqdm(total=steps, desc=title, disable=not enabled, mininterval=0, miniters=0, leave=False,
-                         dynamic_ncols=True)
+                         delay=self._interval, dynamic_ncols=True)
         self._pending = 0
         self._due = time.monotonic() + self._interval
 

@@ -19,7 +19,8 @@ def _fit(model, optimizer=None, batches=None, **kwargs):
     optimizer = optimizer or keras.optimizers.SGD(0.05)
     model.compile(optimizer=optimizer)
     settings = {"epochs": 3, "steps_per_epoch": 4, "verbose": 0, **kwargs}
-    return fit(model, build_train_step(model, optimizer, {}, 0.0), batches or Batches(), optimizer=optimizer, **settings)
+    step = build_train_step(model, optimizer, {}, 0.0)
+    return fit(model, step, batches or Batches(), optimizer=optimizer, **settings)
 
 
 def test_history_has_the_means_of_training_and_validation():

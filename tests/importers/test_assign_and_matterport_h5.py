@@ -82,7 +82,7 @@ def test_round_trip(path, freeze):
     _assert_equal(target, source)
     assert len(report.loaded) == 12 and not (report.missing or report.unexpected or report.excluded)
     assert "rpn_conv_shared/kernel" in report.loaded and "12 loaded" in str(report)
-    assert [entry for entry in os.listdir(os.path.dirname(path))] == ["weights.h5"]
+    assert os.listdir(os.path.dirname(path)) == ["weights.h5"]
 
 
 def _full_model_file(file):
