@@ -76,6 +76,8 @@ def _fill(mask: np.ndarray, region: dict[str, Any]) -> None:
 
     name = region.get("name")
     if name in ("polygon", "polyline"):
+        if len(region["all_points_x"]) < 3:
+            return
         inside = draw.polygon(region["all_points_y"], region["all_points_x"], mask.shape)
     elif name == "rect":
         y, x = region["y"], region["x"]

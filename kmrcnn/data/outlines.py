@@ -17,10 +17,13 @@ def outline_problem(segmentation: Any, height: int, width: int, is_crowd: bool =
     """
     if isinstance(segmentation, dict):
         size = segmentation.get("size")
-        if not segmentation.get("counts"):
+        counts = segmentation.get("counts")
+        if not counts:
             return "empty RLE"
         if not is_crowd and (size is None or list(size) != [height, width]):
             return f"RLE of size {size} in an image of [{height}, {width}]"
+        if isinstance(counts, list) and size and sum(counts) != size[0] * size[1]:
+            return f"RLE of {sum(counts)} pixels, its size {size} has {size[0] * size[1]}"
         return None
     if not isinstance(segmentation, (list, tuple)):
         return "no segmentation"

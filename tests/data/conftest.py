@@ -13,8 +13,15 @@ from kmrcnn.config import Config
 
 def make_config(**settings):
     """A Config of 128 x 128 pixels and 4 classes, loaded in the calling thread, with changes."""
-    defaults = {"NAME": "test", "NUM_CLASSES": 4, "IMAGE_MIN_DIM": 128, "IMAGE_MAX_DIM": 128, "IMAGES_PER_GPU": 4,
-                "MAX_GT_INSTANCES": 6, "LOADER_WORKERS": 0}
+    defaults = {
+        "NAME": "test",
+        "NUM_CLASSES": 4,
+        "IMAGE_MIN_DIM": 128,
+        "IMAGE_MAX_DIM": 128,
+        "IMAGES_PER_GPU": 4,
+        "MAX_GT_INSTANCES": 6,
+        "LOADER_WORKERS": 0,
+    }
     return type("TestConfig", (Config,), {**defaults, **settings})()
 
 
@@ -30,8 +37,11 @@ def coco_file(tmp_path):
             if pictures:
                 pixels = np.random.default_rng(image_id).integers(0, 256, (height, width, 3), np.uint8)
                 Image.fromarray(pixels).save(tmp_path / name)
-        data = {"images": entries, "annotations": [dict(item) for item in annotations],
-                "categories": [{"id": number, "name": name} for number, name in categories]}
+        data = {
+            "images": entries,
+            "annotations": [dict(item) for item in annotations],
+            "categories": [{"id": number, "name": name} for number, name in categories],
+        }
         path = tmp_path / "annotations.json"
         path.write_text(json.dumps(data))
         return path
@@ -43,5 +53,12 @@ def annotation(number, image_id=1, segmentation=None, category=1, crowd=0):
     """A COCO annotation; by default of the rectangle x 5..15, y 10..20."""
     if segmentation is None:
         segmentation = [[5, 10, 15, 10, 15, 20, 5, 20]]
-    return {"id": number, "image_id": image_id, "category_id": category, "iscrowd": crowd,
-            "segmentation": segmentation, "bbox": [5, 10, 10, 10], "area": 100}
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": category,
+        "iscrowd": crowd,
+        "segmentation": segmentation,
+        "bbox": [5, 10, 10, 10],
+        "area": 100,
+    }

@@ -28,10 +28,18 @@ def picture(height=20, width=20):
     return np.repeat(masks[:, :, :1].astype(np.uint8) * 255, 3, axis=2), masks
 
 
-@pytest.mark.parametrize("augmentation", [
-    HorizontalFlip(1), VerticalFlip(1), Transpose(1), Rotate90(1), Brightness(1, 1), Contrast(1, 1),
-    Compose([HorizontalFlip(), VerticalFlip(), Rotate90()]),
-])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        HorizontalFlip(1),
+        VerticalFlip(1),
+        Transpose(1),
+        Rotate90(1),
+        Brightness(1, 1),
+        Contrast(1, 1),
+        Compose([HorizontalFlip(), VerticalFlip(), Rotate90()]),
+    ],
+)
 @pytest.mark.parametrize("size", [(20, 20), (20, 31)])
 def test_image_and_masks_move_together(augmentation, size):
     image, masks = picture(*size)
@@ -56,7 +64,9 @@ def test_rotations_are_all_drawn():
     image, masks = picture()
     rng = np.random.default_rng(0)
     turned = [Rotate90(1)(image, masks, rng)[0] for _ in range(40)]
-    seen = {turns for array in turned for turns in (0, 1, 2, 3) if np.array_equal(array, np.rot90(image, turns))}
+    seen = {
+        turns for array in turned for turns in (0, 1, 2, 3) if np.array_equal(array, np.rot90(image, turns))
+    }
     assert seen == {1, 2, 3}
 
 
@@ -74,13 +84,19 @@ def test_brightness_and_contrast_change_pixels_only():
 def test_callables_with_and_without_rng():
     image, masks = picture()
     rng = np.random.default_rng(0)
-    for function in (lambda a, b: (a + 1, b), lambda a, b, rng: (a + 1, b), lambda *both: (both[0] + 1, both[1])):
+    for function in (
+        lambda a, b: (a + 1, b),
+        lambda a, b, rng: (a + 1, b),
+        lambda *both: (both[0] + 1, both[1]),
+    ):
         new_image, new_masks = apply_augmentation(function, image, masks.astype(np.uint8), rng)
         np.testing.assert_array_equal(new_image, image + 1)
         assert new_masks.dtype == bool
 
 
-@pytest.mark.parametrize("function, what", [(lambda a, b: (a[1:], b), "image"), (lambda a, b: (a, b[1:]), "mask")])
+@pytest.mark.parametrize(
+    "function, what", [(lambda a, b: (a[1:], b), "image"), (lambda a, b: (a, b[1:]), "mask")]
+)
 def test_changed_sizes_are_refused(function, what):
     with pytest.raises(ValueError, match=f"shouldn't change {what} size"):
         apply_augmentation(function, *picture(), np.random.default_rng(0))
@@ -109,7 +125,9 @@ class FakeImgaug:
 
 
 def test_imgaug_objects(monkeypatch):
-    hooks = type("HooksImages", (), {"__init__": lambda self, activator: setattr(self, "activator", activator)})
+    hooks = type(
+        "HooksImages", (), {"__init__": lambda self, activator: setattr(self, "activator", activator)}
+    )
     monkeypatch.setitem(sys.modules, "imgaug", types.SimpleNamespace(HooksImages=hooks))
     image, masks = picture()
     augmenter = FakeImgaug()
@@ -120,7 +138,11 @@ def test_imgaug_objects(monkeypatch):
         assert new_image.max() == 127 and new_masks.dtype == bool
         results.add(new_image.tobytes())
     assert len(results) == 2 and augmenter.seed is None  # the user's object is left alone
-    assert apply_augmentation(augmenter, image, masks[:, :, :0], np.random.default_rng(0))[1].shape == (20, 20, 0)
+    assert apply_augmentation(augmenter, image, masks[:, :, :0], np.random.default_rng(0))[1].shape == (
+        20,
+        20,
+        0,
+    )
 
 
 def test_albumentations_objects():
@@ -140,4 +162,8 @@ def test_albumentations_objects():
         np.testing.assert_array_equal(new_image[:, :, 0] > 0, new_masks[:, :, 0])
         results.add(new_image.tobytes())
     assert len(results) == 2
-    assert apply_augmentation(Flip(), image, masks[:, :, :0], np.random.default_rng(0))[1].shape == (20, 20, 0)
+    assert apply_augmentation(Flip(), image, masks[:, :, :0], np.random.default_rng(0))[1].shape == (
+        20,
+        20,
+        0,
+    )

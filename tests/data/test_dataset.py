@@ -75,8 +75,10 @@ def test_base_load_mask_warns_and_is_empty(caplog):
 
 
 def test_package_loads_no_backend():
-    code = ("import sys, kmrcnn.data.loader, kmrcnn.data.targets, kmrcnn.data.coco, kmrcnn.data.nucleus, "
-            "kmrcnn.data.balloon, kmrcnn.data.shapes\n"
-            "loaded = {'keras', 'torch', 'tensorflow', 'jax', 'skimage', 'matplotlib'} & set(sys.modules)\n"
-            "assert not loaded, loaded")
+    code = (
+        "import sys, kmrcnn.data.loader, kmrcnn.data.targets, kmrcnn.data.coco, kmrcnn.data.nucleus, "
+        "kmrcnn.data.balloon, kmrcnn.data.shapes\n"
+        "loaded = {'keras', 'torch', 'tensorflow', 'jax', 'skimage', 'matplotlib'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -119,8 +119,9 @@ def test_bilinear_equals_skimage_with_edge_mode():
     np.testing.assert_allclose(ours, resize(image, (33, 17), anti_aliasing_sigma=None, clip=False), atol=1e-6)
     from skimage.transform import resize as skimage_resize
 
-    np.testing.assert_allclose(ours, skimage_resize(image, (33, 17), order=1, mode="edge", anti_aliasing=False),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        ours, skimage_resize(image, (33, 17), order=1, mode="edge", anti_aliasing=False), atol=1e-5
+    )
 
 
 def test_resize_takes_bool_arrays_of_any_order():
@@ -145,9 +146,16 @@ def test_masks_follow_the_images_grid(order, target):
 
 def test_resize_mask_is_what_the_plan_does():
     masks = np.random.default_rng(3).random((30, 44, 2)) > 0.6
-    for mode, limits in (("square", (40, 64)), ("pad64", (64, None)), ("none", (None, None)), ("crop", (48, None))):
+    for mode, limits in (
+        ("square", (40, 64)),
+        ("pad64", (64, None)),
+        ("none", (None, None)),
+        ("crop", (48, None)),
+    ):
         plan = plan_resize(30, 44, *limits, mode=mode, rng=np.random.default_rng(0))
-        np.testing.assert_array_equal(resize_mask(masks, plan.scale, plan.padding, plan.crop), plan.masks(masks))
+        np.testing.assert_array_equal(
+            resize_mask(masks, plan.scale, plan.padding, plan.crop), plan.masks(masks)
+        )
 
 
 def test_bucket_shows_the_image_largest():

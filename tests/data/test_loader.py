@@ -38,10 +38,15 @@ def test_batch_contents(mini):
     dataset = shapes()
     batch = DataLoader(dataset, config, shuffle=False).batch(0)
     masks = (56, 56) if mini else (128, 128)
-    expected = {"input_image": ((4, 128, 128, 3), np.float32), "input_image_meta": ((4, 16), np.float32),
-                "input_gt_class_ids": ((4, 6), np.int32), "input_gt_boxes": ((4, 6, 4), np.float32),
-                "input_gt_masks": ((4, *masks, 6), bool), "input_sample_seed": ((4, 1), np.int32),
-                "input_roi": ((4, 50, 4), np.float32)}
+    expected = {
+        "input_image": ((4, 128, 128, 3), np.float32),
+        "input_image_meta": ((4, 16), np.float32),
+        "input_gt_class_ids": ((4, 6), np.int32),
+        "input_gt_boxes": ((4, 6, 4), np.float32),
+        "input_gt_masks": ((4, *masks, 6), bool),
+        "input_sample_seed": ((4, 1), np.int32),
+        "input_roi": ((4, 50, 4), np.float32),
+    }
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == expected
     assert image_ids(batch) == [0, 1, 2, 3]
     np.testing.assert_allclose(batch["input_image"][2], dataset.load_image(2) - config.MEAN_PIXEL, atol=1e-4)
@@ -51,13 +56,18 @@ def test_batch_contents(mini):
     assert not batch["input_gt_boxes"][2, count:].any() and not batch["input_gt_masks"][2, ..., count:].any()
     if not mini:
         np.testing.assert_array_equal(batch["input_gt_masks"][2, ..., :count], real)
-    assert (batch["input_sample_seed"] >= 0).all() and len(set(batch["input_sample_seed"].ravel().tolist())) == 4
+    assert (batch["input_sample_seed"] >= 0).all() and len(
+        set(batch["input_sample_seed"].ravel().tolist())
+    ) == 4
 
 
 def test_a_pass_shows_every_image_and_the_next_in_another_order():
     loader = DataLoader(shapes(), make_config())
     assert loader.batches_per_pass == 3
-    passes = [[number for step in range(3) for number in image_ids(loader.batch(3 * index + step))] for index in (0, 1)]
+    passes = [
+        [number for step in range(3) for number in image_ids(loader.batch(3 * index + step))]
+        for index in (0, 1)
+    ]
     for seen in passes:
         assert len(seen) == 12 and set(seen) == set(range(10))
     assert passes[0] != passes[1]
@@ -69,7 +79,15 @@ def test_a_pass_shows_every_image_and_the_next_in_another_order():
 
 def test_fewer_images_than_a_batch():
     assert image_ids(DataLoader(shapes(3), make_config(IMAGES_PER_GPU=8), shuffle=False).batch(0)) == [
-        0, 1, 2, 0, 1, 2, 0, 1]
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("backend", ["thread", "process"])
@@ -163,7 +181,9 @@ def test_buckets_hold_one_shape_each():
         batch = loader.batch(step)
         seen.setdefault(batch["input_image"].shape[1:3], set()).update(image_ids(batch))
     assert seen == {(128, 192): {0, 2, 3}, (192, 128): {1, 4}}
-    assert len({loader.batch(3 * index)["input_image"].shape for index in range(8)}) == 2  # batches are mixed too
+    assert (
+        len({loader.batch(3 * index)["input_image"].shape for index in range(8)}) == 2
+    )  # batches are mixed too
 
 
 def test_pad64_groups_by_shape_up_to_a_limit():
@@ -207,6 +227,8 @@ def test_processes_only_where_they_can_work():
     assert DataLoader(shapes(), config, augmentation=from_script).backend == "thread"
     for augmentation, message in ((lambda a, b: (a, b), "pickled"), (from_script, "pickled|running script")):
         with pytest.raises(ValueError, match=message):
-            DataLoader(shapes(), make_config(LOADER_WORKERS=1, LOADER_BACKEND="process"), augmentation=augmentation)
+            DataLoader(
+                shapes(), make_config(LOADER_WORKERS=1, LOADER_BACKEND="process"), augmentation=augmentation
+            )
     with pytest.raises(ValueError, match="expected 'auto', 'process' or 'thread'"):
         DataLoader(shapes(), make_config(LOADER_WORKERS=1, LOADER_BACKEND="fork"))

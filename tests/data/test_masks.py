@@ -14,7 +14,9 @@ def discs(count=5, size=90, seed=0):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     centres, radii = rng.uniform(10, size - 10, (count, 2)), rng.uniform(4, 20, count)
-    return np.stack([(y - c[0]) ** 2 + (x - c[1]) ** 2 < r**2 for c, r in zip(centres, radii, strict=True)], axis=2)
+    return np.stack(
+        [(y - c[0]) ** 2 + (x - c[1]) ** 2 < r**2 for c, r in zip(centres, radii, strict=True)], axis=2
+    )
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

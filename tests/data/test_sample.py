@@ -82,16 +82,19 @@ def test_no_instances(masks):
     assert class_ids.shape == (0,) and boxes.shape == (0, 4) and found.shape == (56, 56, 0)
 
 
-@pytest.mark.parametrize("shape, masks, class_ids, message", [
-    ((20, 20, 3), np.ones((20, 20, 2), bool), [1], r"expected masks \[H, W, 1\]"),
-    ((20, 20, 3), np.ones((20, 20), bool), [1], r"found shape \(20, 20\)"),
-    ((20, 20, 3), np.ones((20, 21, 1), bool), [1], r"the image is \(20, 20\).* masks are \(20, 21\)"),
-    ((20, 20, 3), np.ones((20, 20, 1), bool), [0], "class id 0"),
-    ((20, 20, 3), np.ones((20, 20, 1), bool), [4], "class id 4, expected 1 to 3"),
-    ((20, 20, 3), np.ones((20, 20, 1), bool), [-4], "class id -4"),
-    ((0, 20, 3), np.ones((20, 20, 1), bool), [1], "expected an image"),
-    ((2, 20, 20, 3), np.ones((20, 20, 1), bool), [1], "expected an image"),
-])
+@pytest.mark.parametrize(
+    "shape, masks, class_ids, message",
+    [
+        ((20, 20, 3), np.ones((20, 20, 2), bool), [1], r"expected masks \[H, W, 1\]"),
+        ((20, 20, 3), np.ones((20, 20), bool), [1], r"found shape \(20, 20\)"),
+        ((20, 20, 3), np.ones((20, 21, 1), bool), [1], r"the image is \(20, 20\).* masks are \(20, 21\)"),
+        ((20, 20, 3), np.ones((20, 20, 1), bool), [0], "class id 0"),
+        ((20, 20, 3), np.ones((20, 20, 1), bool), [4], "class id 4, expected 1 to 3"),
+        ((20, 20, 3), np.ones((20, 20, 1), bool), [-4], "class id -4"),
+        ((0, 20, 3), np.ones((20, 20, 1), bool), [1], "expected an image"),
+        ((2, 20, 20, 3), np.ones((20, 20, 1), bool), [1], "expected an image"),
+    ],
+)
 def test_broken_samples_name_the_image(shape, masks, class_ids, message):
     dataset = Given(np.zeros(shape, np.uint8), masks, np.array(class_ids))
     with pytest.raises(SampleError, match=f"image 0 \\(given.x\\).*{message}"):
