@@ -15,7 +15,7 @@ import numpy as np
 
 from kmrcnn.data.coco_download import auto_download
 from kmrcnn.data.dataset import Dataset, SampleError
-from kmrcnn.data.outlines import decode_rles, outline_problem, to_rle
+from kmrcnn.data.outlines import clean_outline, decode_rles, to_rle
 
 logger = logging.getLogger("kmrcnn.data")
 
@@ -96,8 +96,7 @@ class CocoJsonDataset(Dataset):
         grouped: dict[Any, list[dict[str, Any]]] = {}
         seen = set()
         for item in data.get("annotations", []):
-            image = images.get(item.get("image_id"))
-            problem = None
+            image, problem, outline = images.get(item.get("image_id")), None, None
             if image is None:
                 problem = "image id not in the file"
             elif item.get("category_id") not in categories:
@@ -105,14 +104,15 @@ class CocoJsonDataset(Dataset):
             elif item.get("id") is not None and item["id"] in seen:
                 problem = "duplicate annotation id, the first is kept"
             else:
-                problem = outline_problem(
-                    item.get("segmentation"), image["height"], image["width"], bool(item.get("iscrowd"))
+                crowd = bool(item.get("iscrowd"))
+                outline, problem = clean_outline(
+                    item.get("segmentation"), image["height"], image["width"], crowd
                 )
             seen.add(item.get("id"))
             if problem:
                 self.problems.append((item.get("image_id"), f"annotation {item.get('id')}: {problem}"))
             else:
-                grouped.setdefault(item["image_id"], []).append(item)
+                grouped.setdefault(item["image_id"], []).append({**item, "segmentation": outline})
         return grouped
 
     def _report(self, annotation_file: Any, problems: list[tuple[Any, str]]) -> None:
@@ -149,7 +149,7 @@ class CocoJsonDataset(Dataset):
         segmentation = item["segmentation"]
         if isinstance(segmentation, dict) and list(segmentation.get("size") or ()) != [height, width]:
             # A crowd region of another size cannot be placed: the whole image counts as crowd.
-            segmentation = [[0, 0, width, 0, width, height, 0, height]]
+            segmentation = [np.float64([0, 0, width, 0, width, height, 0, height])]
         try:
             return to_rle(segmentation, height, width)
         except Exception as error:  # pycocotools raises bare Exceptions
