@@ -26,7 +26,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard"],
     "video": ["imageio", "imageio-ffmpeg"],
     "notebooks": ["notebook"],
-    "test": ["pytest>=8", "pytest-xdist", "setuptools>=70", "ruff"],
+    "test": ["pytest>=8", "pytest-xdist", "setuptools>=70", "ruff", "tensorboard", "imageio", "imageio-ffmpeg"],
 }
 
 setup(

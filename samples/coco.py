@@ -8,8 +8,7 @@
 
 A test of the whole path: over-fit a few images from scratch, then evaluate on these very images.
 
-    python samples/coco.py train --dataset=/data/coco --year=2017 --model=none --images=20 --epochs=30 \\
-        BACKBONE=resnet18 IMAGE_MIN_DIM=512 IMAGE_MAX_DIM=512 STEPS_PER_EPOCH=100
+    python samples/coco.py train --dataset=/data/coco --year=2017 --model=none --images=20 --epochs=30
     python samples/coco.py evaluate --model=last
 """
 
@@ -18,6 +17,9 @@ from __future__ import annotations
 import argparse
 
 import common
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from kmrcnn import Config, MaskRCNN
 from kmrcnn.data import CocoDataset, HorizontalFlip
@@ -39,18 +41,32 @@ class CocoConfig(Config):
 
 
 class CocoScratchConfig(CocoConfig):
-    """For --model=none: nothing is pre-trained, so batch statistics are trained as well."""
+    """For --model=none: a ResNet-18 on 512 x 512 pixels, small enough to over-fit a few images on a CPU."""
 
-    TRAIN_BN = None
+    BACKBONE = "resnet18"
+    TRAIN_BN = None  # nothing is pre-trained, so batch statistics are trained as well
     BN_MOMENTUM = 0.9
+    TOP_DOWN_PYRAMID_SIZE = 128
+    RPN_CONV_SIZE = 128
+    MASK_CONV_SIZE = 128
+    FPN_CLASSIF_FC_LAYERS_SIZE = 512
+    IMAGE_MIN_DIM = 512
+    IMAGE_MAX_DIM = 512
+    RPN_ANCHOR_SCALES = (16, 32, 64, 128, 256)
+    PRE_NMS_LIMIT = 2000
+    POST_NMS_ROIS_TRAINING = 500
+    POST_NMS_ROIS_INFERENCE = 300
+    TRAIN_ROIS_PER_IMAGE = 128
+    STEPS_PER_EPOCH = 50
+    VALIDATION_STEPS = 2
     WEIGHT_DECAY = 0.0  # AdamW has its own
 
 
-def load(args: argparse.Namespace, subset: str) -> tuple[CocoDataset, object]:
-    """A subset (or the --images first annotated training images) and its pycocotools COCO object."""
+def load(args: argparse.Namespace, *subsets: str) -> tuple[CocoDataset, COCO]:
+    """Subsets (or the --images first annotated training images) and the COCO object of the last one."""
     dataset = CocoDataset()
-    coco = dataset.load_coco(args.dataset, "train" if args.images else subset, year=args.year,
-                             return_coco=True, auto_download=args.download)
+    for subset in ["train"] if args.images else subsets:
+        coco = dataset.load_coco(args.dataset, subset, year=args.year, return_coco=True, auto_download=args.download)
     if args.images:
         annotated = [info for info in dataset.image_info if info["annotations"]]
         dataset.image_info = sorted(annotated, key=lambda info: int(info["id"]))[:args.images]
@@ -67,12 +83,7 @@ def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]
 
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train on train + valminusminival (2014) or train (2017), or on a few images."""
-    training, _ = load(args, "train")
-    if args.year == "2014" and not args.images:
-        training = CocoDataset()
-        for subset in ("train", "valminusminival"):
-            training.load_coco(args.dataset, subset, year="2014", auto_download=args.download)
-        training.prepare()
+    training, _ = load(args, *(["train", "valminusminival"] if args.year == "2014" else ["train"]))
     validation, _ = load(args, "minival" if args.year == "2014" else "val")
     run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
     flip = None if args.images else HorizontalFlip(0.5)
@@ -83,7 +94,20 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Print both tables of twelve numbers."""
     dataset, coco = load(args, "minival" if args.year == "2014" else "val")
-    evaluate_coco(model, dataset, coco, eval_type="both", limit=0 if args.images else args.limit)
+    results = evaluate_coco(model, dataset, coco, eval_type="both", limit=0 if args.images else args.limit)
+    if args.images and results.detections:
+        share = share_found(coco, results.detections, [info["id"] for info in dataset.image_info])
+        print(f"Instances above 32 x 32 pixels found at a mask IoU of 0.5: {share:.1%}")
+
+
+def share_found(coco: COCO, detections: list[dict], image_ids: list[int]) -> float:
+    """Share of the instances with more than 32 x 32 pixels that a detection of their class covers by an IoU of 0.5."""
+    judge = COCOeval(coco, coco.loadRes(detections), "segm")
+    judge.params.imgIds = image_ids
+    judge.params.iouThrs, judge.params.areaRng, judge.params.areaRngLbl = [0.5], [[32**2, 1e10]], ["all"]
+    judge.evaluate()
+    found = [row["gtMatches"][0][~row["gtIgnore"].astype(bool)] > 0 for row in judge.evalImgs if row]
+    return float(np.concatenate(found).mean())
 
 
 def main() -> None:

@@ -176,3 +176,15 @@ def test_last_without_a_run_says_so(run, tmp_path):
         run("coco", "evaluate", "--model=last", f"--logs={tmp_path}")
     with pytest.raises(SystemExit, match="no such file"):
         run("demo", tmp_path, f"--model={tmp_path / 'none.h5'}")
+
+
+def test_coco_share_found_counts_large_instances(run, coco_folder):
+    import coco
+    from pycocotools.coco import COCO
+
+    truth = COCO(str(coco_folder / "annotations" / "instances_train2017.json"))
+    masks = {number: truth.annToRLE(row) for number, row in truth.anns.items()}
+    detection = {"image_id": 1, "category_id": 1, "score": 0.9, "bbox": [10, 8, 40, 32], "segmentation": masks[1]}
+    # Three instances of 1280 pixels: one found, one missed, one found as another class.
+    other = {**detection, "image_id": 2, "category_id": 2, "segmentation": masks[2]}
+    assert coco.share_found(truth, [detection, other], [1, 2, 3]) == pytest.approx(1 / 3)
