@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import pickle
 import queue
 import threading
 import weakref
@@ -19,7 +18,7 @@ import numpy as np
 from kmrcnn.data.dataset import Dataset, SampleError
 from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings
 from kmrcnn.data.resize_plan import plan_for
-from kmrcnn.data.worker import WorkerProcess
+from kmrcnn.data.worker import WorkerProcess, pack_reader
 
 logger = logging.getLogger("kmrcnn.data")
 
@@ -224,7 +223,7 @@ def _payload(reader: SampleReader, backend: str) -> bytes | None:
     if backend == "thread":
         return None
     try:
-        payload = pickle.dumps(reader, pickle.HIGHEST_PROTOCOL)
+        payload = pack_reader(reader)
     except Exception as error:
         if backend == "process":
             raise ValueError(

@@ -7,12 +7,47 @@ else, and ends when its parent does.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
+
+from kmrcnn.data.reader import SampleReader
+
+
+class PackedList(Sequence):
+    """A list whose items are unpickled one by one when asked for.
+
+    A whole annotation file reaches a worker as two arrays, in no time and without an object a polygon.
+    Changes to an item are not kept.
+    """
+
+    def __init__(self, items: Iterable[Any]):
+        blobs = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in items]
+        self._ends = np.cumsum([len(blob) for blob in blobs], dtype=np.int64)
+        self._bytes = b"".join(blobs)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return pickle.loads(self._bytes[start : self._ends[index]])
+
+
+def pack_reader(reader: SampleReader) -> bytes:
+    """A SampleReader pickled for worker processes."""
+    dataset = copy.copy(reader.dataset)
+    dataset.image_info = PackedList(dataset.image_info)
+    return pickle.dumps(dataclasses.replace(reader, dataset=dataset), pickle.HIGHEST_PROTOCOL)
 
 
 class WorkerProcess:

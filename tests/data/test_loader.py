@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from kmrcnn.data.augment import Compose, HorizontalFlip, Rotate90
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.data.worker import PackedList
 from tests.data.broken_datasets import AlwaysBroken, Deadly, Nothing, SometimesBroken, Talkative
 from tests.data.conftest import make_config
 
@@ -104,6 +107,15 @@ def test_streams_equal_single_batches(backend):
         assert_equal(next(unfinished), loader.batch(0))
         unfinished.close()
         assert_equal(next(loader.stream(4)), loader.batch(4))
+
+
+def test_packed_lists_are_lists():
+    items = [{"a": [1, 2]}, {}, {"b": np.arange(3)}]
+    packed = pickle.loads(pickle.dumps(PackedList(items)))
+    assert len(packed) == 3 and packed[0] == items[0] and packed[np.int64(1)] == {} and len(list(packed)) == 3
+    np.testing.assert_array_equal(packed[-1]["b"], [0, 1, 2])
+    with pytest.raises(IndexError):
+        packed[3]
 
 
 def test_streams_without_workers():
