@@ -26,16 +26,18 @@ def crop_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int])
     """
     masks, index = ops.convert_to_tensor(masks), ops.cast(ops.convert_to_tensor(index), "int32")
     boxes = ops.stop_gradient(as_float32(boxes))
-    count, height, width = masks.shape[1:]
-    image = ops.cast(ops.arange(ops.shape(masks)[0]), "int32")[:, None]
-    base = (image * count + ops.clip(index, 0, max(count - 1, 0))) * (height * width)
+    batch, (count, height, width) = ops.shape(masks)[0], masks.shape[1:]
+    if index.shape[1] == 0 or count == 0:
+        return ops.zeros((batch, index.shape[1], *output_size), "float32")
+    image = ops.cast(ops.arange(batch), "int32")[:, None]
+    base = (image * count + ops.clip(index, 0, count - 1)) * (height * width)
     boxes = finite(ops.reshape(boxes, (-1, 4)))
     taps = [grid_taps(boxes[:, axis], boxes[:, axis + 2], ops.full_like(boxes[:, 0], side), bins)
             for axis, (side, bins) in enumerate(zip((height, width), output_size, strict=True))]
     base = ops.reshape(base, (-1,))
     cells, weight = combine_taps(base, ops.full_like(base, width), *taps)
     values = ops.cast(ops.take(ops.reshape(masks, (-1,)), cells, axis=0), "float32")
-    return ops.reshape(ops.sum(values * weight, axis=-1), (-1, index.shape[1], *output_size))
+    return ops.reshape(ops.sum(values * weight, axis=-1), (batch, index.shape[1], *output_size))
 
 
 def paste_masks(masks: Any, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5,

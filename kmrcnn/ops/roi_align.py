@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.ops.backend import as_float, as_float32, finite, ops
+from kmrcnn.ops.backend import as_float, as_float32, dtype_name, finite, ops
 from kmrcnn.ops.bilinear import bin_taps, combine_taps, grid_taps, weighted_gather
 
 MODES = ("aligned", "legacy", "crop_and_resize")
@@ -135,17 +135,18 @@ def _pool_levels(feature_maps: Sequence[Any], boxes: Any, level: Any, output_siz
                  strides: Sequence[float], mode: str, sampling_ratio: int) -> Any:
     """Pool boxes (B, N, 4), pixels or for crop_and_resize normalised, from their levels (B, N)."""
     feature_maps = [as_float(feature_map) for feature_map in feature_maps]
+    pooled_shape = (ops.shape(boxes)[0], boxes.shape[1], *output_size, feature_maps[0].shape[-1])
+    if boxes.shape[1] == 0:  # XLA on the CPU does not survive empty gathers
+        return ops.zeros(pooled_shape, dtype_name(feature_maps[0]))
     shapes = [feature_map.shape[1:3] for feature_map in feature_maps]
-    channels, count = feature_maps[0].shape[-1], boxes.shape[1]
     base, row_length = _map_address(feature_maps, level, shapes)
     level, boxes = ops.reshape(level, (-1,)), finite(ops.reshape(ops.stop_gradient(boxes), (-1, 4)))
     scale = ops.take(_constant([1.0 / stride for stride in strides]), level, axis=0)
     taps = [_axis(boxes[:, axis], boxes[:, axis + 2], scale,
                   ops.take(_constant([shape[axis] for shape in shapes]), level, axis=0),
                   output_size[axis], mode, sampling_ratio, max(shape[axis] for shape in shapes)) for axis in (0, 1)]
-    table = ops.concatenate([ops.reshape(feature_map, (-1, channels)) for feature_map in feature_maps], axis=0)
-    pooled = weighted_gather(table, *combine_taps(base, row_length, *taps))
-    return ops.reshape(pooled, (-1, count, *output_size, channels))
+    table = ops.concatenate([ops.reshape(feature_map, (-1, pooled_shape[-1])) for feature_map in feature_maps], axis=0)
+    return ops.reshape(weighted_gather(table, *combine_taps(base, row_length, *taps)), pooled_shape)
 
 
 def _map_address(feature_maps: Sequence[Any], level: Any, shapes: Sequence[Sequence[int]]) -> tuple[Any, Any]:
