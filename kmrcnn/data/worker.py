@@ -124,5 +124,8 @@ def main() -> None:
             answer = (False, failure) if failure else (True, reader.read(*arguments))
         except Exception as error:
             answer = (False, str(error))
-        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        try:
+            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.flush()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(0)
