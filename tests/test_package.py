@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -72,3 +73,25 @@ def test_setup_script_refuses_an_unknown_job():
     result = subprocess.run(["bash", str(ROOT / "tools" / "setup.sh"), "deploy"], capture_output=True, text=True,
                             check=False)
     assert result.returncode == 1 and "demo|test" in result.stderr
+
+
+def rooms() -> dict[str, int]:
+    """Row of docs/ARCHITECTURE.md's table for each module or folder of the package."""
+    table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    names = {name: row for row, cell in enumerate(rows) for name in re.findall(r"`(\w+)(?:/|\.py)`", cell)}
+    return {**names, "figures": names["visualize"]}
+
+
+@pytest.mark.once
+def test_rooms_import_downwards_only():
+    floor, wrong = rooms(), []
+    for path in (ROOT / "kmrcnn").rglob("*.py"):
+        room = path.relative_to(ROOT / "kmrcnn").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in floor, f"{room} is not in the table of docs/ARCHITECTURE.md"
+        for module in re.findall(r"^\s*(?:from|import) kmrcnn\.(\w+)", path.read_text(encoding="utf-8"), re.M):
+            if floor[module] > floor[room]:
+                wrong.append(f"{path.relative_to(ROOT)} imports kmrcnn.{module}")
+    assert not wrong
