@@ -88,15 +88,16 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, 
     """Train up to the given epoch, and note configuration, classes and `run` in the run's folder.
 
     Args:
-        optimizer: "sgd" at a constant rate, as Matterport, or "adamw" at a rate that falls along half a cosine. The
-            rate of an epoch depends only on its number, so a resumed run goes on where it stopped.
+        optimizer: "sgd" at a constant rate, as Matterport, or "adamw" at a rate that falls along half a cosine,
+            ending with weights averaged over the last steps. The rate of an epoch depends only on its number, so a
+            resumed run goes on where it stopped.
         run: arguments that `recall` gives back.
     """
     notes = {**(run or {}), "classes": list(training.class_names)}
     callbacks = [keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))]
     if optimizer == "adamw":
         model.compile(optimizer=keras.optimizers.AdamW(
-            rate, weight_decay=5e-4, global_clipnorm=model.config.GRADIENT_CLIP_NORM))
+            rate, weight_decay=5e-4, global_clipnorm=model.config.GRADIENT_CLIP_NORM, use_ema=True))
         callbacks.append(keras.callbacks.LearningRateScheduler(
             lambda epoch: rate * max(0.02, 0.5 + 0.5 * math.cos(math.pi * epoch / epochs))))
     model.train(training, validation, rate, epochs, layers, augmentation=augmentation, custom_callbacks=callbacks)

@@ -10,6 +10,25 @@ from kmrcnn.layers.proposal import ProposalLayer
 from kmrcnn.layers.roi_align import FoldROIs, LeadingROIs, PyramidROIAlign, UnfoldROIs
 from kmrcnn.layers.rpn_target import RPNTargetLayer
 
-__all__ = ["Anchors", "BatchNorm", "BoxColumns", "Conv2D", "Conv2DTranspose", "DetectionLayer",
-           "DetectionTargetLayer", "FoldROIs", "GroupNorm", "ImageFrame", "InternalToNormalized", "LeadingROIs", "MaxPooling2D", "Normalization",
-           "PixelsToInternal", "ProposalLayer", "PyramidROIAlign", "RPNTargetLayer", "UnfoldROIs", "Upsampling2x"]
+__all__ = [
+    "Anchors",
+    "BatchNorm",
+    "BoxColumns",
+    "Conv2D",
+    "Conv2DTranspose",
+    "DetectionLayer",
+    "DetectionTargetLayer",
+    "FoldROIs",
+    "GroupNorm",
+    "ImageFrame",
+    "InternalToNormalized",
+    "LeadingROIs",
+    "MaxPooling2D",
+    "Normalization",
+    "PixelsToInternal",
+    "ProposalLayer",
+    "PyramidROIAlign",
+    "RPNTargetLayer",
+    "UnfoldROIs",
+    "Upsampling2x",
+]
