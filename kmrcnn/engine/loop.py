@@ -48,8 +48,8 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
                                          steps=steps_per_epoch, verbose=verbose)
     batches = iter(train_batches.stream(initial_epoch * steps_per_epoch, epochs * steps_per_epoch))
     model.stop_training = False
-    hooks.on_train_begin()
     try:
+        hooks.on_train_begin()
         for epoch in range(initial_epoch, epochs):
             start = time.monotonic()
             hooks.on_epoch_begin(epoch)

@@ -36,10 +36,11 @@ def ready_optimizer(given: keras.optimizers.Optimizer | None, model: keras.Model
     if given.built and not _built_for(given, model.trainable_variables):
         optimizer = _renewed(given, model)
     if learning_rate is not None:
-        if isinstance(optimizer.get_config()["learning_rate"], dict):
+        try:
+            optimizer.learning_rate = learning_rate
+        except TypeError as error:
             raise ValueError(f"learning_rate={learning_rate} is given, but the compiled optimizer follows a schedule: "
-                             "train with learning_rate=None")
-        optimizer.learning_rate = learning_rate
+                             "train with learning_rate=None") from error
     return optimizer
 
 
