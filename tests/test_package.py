@@ -68,13 +68,6 @@ print(keras.backend.backend(), MaskRCNN.__name__)
     assert result.stdout.split() == [backend, "MaskRCNN"], result.stderr
 
 
-@pytest.mark.once
-def test_setup_script_refuses_an_unknown_job():
-    result = subprocess.run(["bash", str(ROOT / "tools" / "setup.sh"), "deploy"], capture_output=True, text=True,
-                            check=False)
-    assert result.returncode == 1 and "demo|test" in result.stderr
-
-
 def rooms() -> dict[str, int]:
     """Row of docs/ARCHITECTURE.md's table for each module or folder of the package."""
     table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
