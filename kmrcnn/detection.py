@@ -55,7 +55,7 @@ class Detector:
 
     def detect_molded(self, molded_images: np.ndarray, image_metas: np.ndarray) -> list[Result]:
         """The same for molded images (N, H, W, C) with their metas; results in molded pixels."""
-        shape = molded_images.shape[1:]
+        shape = np.shape(molded_images)[1:]
         whole = (0, 0, *shape[:2])
         return self._run(len(molded_images), (
             MoldedImage(index, np.asarray(pixels, np.float32), meta, shape, whole)

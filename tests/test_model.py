@@ -306,6 +306,14 @@ def test_h5_layout_is_that_of_the_published_coco_file(tmp_path, shared_data):
 
 
 @pytest.mark.once
+def test_imagenet_download_is_verified(detector, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(keras.utils, "get_file", lambda *args, **kwargs: asked.update(kwargs, args=args) or "path")
+    assert detector.get_imagenet_weights() == "path"
+    assert asked["file_hash"] == "a268eb855778b3df3c7506639542a6af" and asked["args"][1].endswith(asked["args"][0])
+
+
+@pytest.mark.once
 def test_log_prints_shape_and_range(capsys):
     log("image", np.array([[1.0, 3.0]]))
     log("nothing", np.zeros((0, 4)))
