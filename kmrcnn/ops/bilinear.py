@@ -116,8 +116,9 @@ def _by_four(table: Any, index: Any, weight: Any) -> Any:
     weight = _steps_first(weight, steps)
     rows, channels, dtype = ops.shape(table)[0], table.shape[1], table.dtype
 
+    # Index and weight are arguments, not captured: JAX cannot differentiate a jitted function around a capture.
     @ops.custom_gradient
-    def gather(table: Any) -> Any:
+    def gather(table: Any, index: Any, weight: Any) -> Any:
         def forward(step: Any, total: Any) -> Any:
             cells = ops.cast(ops.take(table, ops.take(index, step, axis=0), axis=0), "float32")
             return total + ops.sum(cells * ops.take(weight, step, axis=0)[..., None], axis=1)
@@ -130,12 +131,12 @@ def _by_four(table: Any, index: Any, weight: Any) -> Any:
                 return total + ops.segment_sum(ops.reshape(parts, (-1, channels)),
                                                ops.reshape(ops.take(index, step, axis=0), (-1,)), rows)
 
-            return ops.cast(_repeat(spread, steps, ops.zeros((rows, channels), "float32")), dtype)
+            return ops.cast(_repeat(spread, steps, ops.zeros((rows, channels), "float32")), dtype), None, None
 
         start = ops.zeros((ops.shape(index)[1], channels), "float32")
         return ops.cast(_repeat(forward, steps, start), dtype), backward
 
-    return gather(table)
+    return gather(table, index, weight)
 
 
 def _steps_first(x: Any, steps: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +120,7 @@ def _constant(values: Any, like: Any) -> Any:
 def _extent(shape: Any, like: Any) -> Any:
     """(h-1, w-1, h-1, w-1), at least 1 so that one-pixel images divide by something."""
     if isinstance(shape, (tuple, list)) and all(isinstance(side, (int, float)) for side in shape):
-        height, width = (max(math.floor(side) - 1, 1) for side in shape[:2])
+        height, width = (max(side - 1, 1) for side in shape[:2])
         return _constant((height, width, height, width), like)
     shape = ops.cast(ops.convert_to_tensor(shape), like.dtype)[..., :2]
     extent = ops.maximum(shape - 1, ops.ones_like(shape))

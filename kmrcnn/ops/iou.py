@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kmrcnn.ops.backend import as_float, ops
+from kmrcnn.ops.backend import as_float, backend_name, ops
 from kmrcnn.ops.boxes import box_area
 
 
@@ -19,10 +19,19 @@ def box_iou(boxes1: Any, boxes2: Any) -> Any:
         (..., N, M) in [0, 1]; boxes without area give 0, never NaN.
     """
     boxes1, boxes2 = as_float(boxes1), as_float(boxes2)
-    first, second = boxes1[..., :, None, :], boxes2[..., None, :, :]
-    size = ops.relu(ops.minimum(first[..., 2:], second[..., 2:]) - ops.maximum(first[..., :2], second[..., :2]))
-    overlap = size[..., 0] * size[..., 1]
+    if backend_name() == "torch":
+        from kmrcnn.ops import torch_native
+
+        if torch_native.takes_blocks(boxes1, boxes2):
+            return torch_native.box_iou(boxes1, boxes2)
+    overlap = _shared(boxes1, boxes2, 0) * _shared(boxes1, boxes2, 1)
     union = box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - overlap
     has_overlap = overlap > 0
     return ops.where(has_overlap, overlap, ops.zeros_like(overlap)) / ops.where(has_overlap, union,
                                                                                ops.ones_like(union))
+
+
+def _shared(boxes1: Any, boxes2: Any, axis: int) -> Any:
+    """(..., N, M) length that each pair shares on one axis."""
+    end = ops.minimum(boxes1[..., :, None, axis + 2], boxes2[..., None, :, axis + 2])
+    return ops.relu(end - ops.maximum(boxes1[..., :, None, axis], boxes2[..., None, :, axis]))

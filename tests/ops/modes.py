@@ -11,7 +11,7 @@ import numpy as np
 
 def every_mode(function: Callable, *arrays: np.ndarray) -> Iterator[tuple[str, Any]]:
     """Yield (mode, result) with results as numpy arrays, or tuples of them."""
-    for mode, run in _modes(function).items():
+    for mode, run in modes(function).items():
         result = run(*(keras.ops.convert_to_tensor(array) for array in arrays))
         yield mode, keras.tree.map_structure(keras.ops.convert_to_numpy, result)
 
@@ -21,7 +21,8 @@ def run(function: Callable, *arrays: np.ndarray) -> Any:
     return next(every_mode(function, *arrays))[1]
 
 
-def _modes(function: Callable) -> dict[str, Callable]:
+def modes(function: Callable) -> dict[str, Callable]:
+    """The function as each mode of the backend runs it."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf

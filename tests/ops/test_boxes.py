@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -15,7 +16,8 @@ from kmrcnn.ops import (
     encode_boxes,
     norm_boxes,
 )
-from tests.ops.modes import assert_every_mode, random_boxes
+from tests.gradients import directional_difference, gradient
+from tests.ops.modes import assert_every_mode, random_boxes, run
 from tests.reference import boxes as reference
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -40,10 +42,34 @@ def test_iou_broadcasts_leading_axes_and_is_never_nan():
     rng = np.random.default_rng(0)
     first, second = random_boxes(rng, 3, 4), random_boxes(rng, 1, 5)
     second[0, 0] = np.nan
-    found = ops.convert_to_numpy(box_iou(first, second))
+    found = run(box_iou, first, second)
     assert found.shape == (3, 4, 5)
     assert np.isfinite(found).all() and not found[..., 0].any()
     np.testing.assert_allclose(found[2, :, 1:], reference.iou_matrix(first[2], second[0, 1:]), atol=1e-5)
+
+
+def test_iou_is_differentiable_and_crosses_blocks():
+    """With gradients asked for and without, and over more columns than the native form takes at once."""
+    rng = np.random.default_rng(5)
+    first, second = random_boxes(rng, 3), random_boxes(rng, 5000)
+    found = run(box_iou, first, second)
+    np.testing.assert_allclose(found[:, ::97], reference.iou_matrix(first, second[::97]), atol=1e-5)
+    direction = rng.normal(size=first.shape).astype("float32")
+
+    def total(boxes):
+        return ops.sum(box_iou(boxes, second[:50]))
+
+    slope = (gradient(total, first) * direction).sum()
+    assert slope == pytest.approx(directional_difference(total, first, direction), rel=2e-2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the registered op belongs to the torch backend")
+def test_torch_op_is_well_registered():
+    import torch
+
+    first, second = torch.rand(2, 1, 5, 4), torch.rand(3, 7, 4)
+    torch.library.opcheck(torch.ops.kmrcnn.box_iou.default, (first, second),
+                          test_utils=("test_schema", "test_faketensor"))
 
 
 def test_area_of_inverted_boxes_is_zero():

@@ -10,7 +10,7 @@ from keras import ops
 from kmrcnn.ops import crop_and_resize, multilevel_roi_align, roi_align
 from kmrcnn.ops.roi_align import roi_levels
 from tests.gradients import gradient
-from tests.ops.modes import assert_every_mode, random_boxes, run
+from tests.ops.modes import assert_every_mode, modes, random_boxes, run
 from tests.reference import pooling as reference
 
 STRIDES = (4, 8, 16, 32)
@@ -62,8 +62,9 @@ def test_crop_and_resize_equals_the_reference(size):
 def test_crop_of_the_whole_map_is_the_map():
     """Corner cells lie on the border of the box (0, 0, 1, 1) whatever the rounding."""
     features = np.random.default_rng(3).uniform(1, 2, (1, 37, 53, 2)).astype("float32")
-    found = crop_and_resize(features, np.array([[[0, 0, 1, 1]]], "float32"), (37, 53))
-    np.testing.assert_allclose(ops.convert_to_numpy(found)[0, 0], features[0], atol=1e-4)
+    whole = np.array([[[0, 0, 1, 1]]], "float32")
+    found = run(lambda f, b: crop_and_resize(f, b, (37, 53)), features, whole)
+    np.testing.assert_allclose(found[0, 0], features[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(("rule", "table"), [
@@ -74,7 +75,7 @@ def test_levels_golden(rule, table):
     """Origin: Matterport's rule on squares in a 1024 x 1024 image; Detectron's rule on P2 to P5."""
     sides = np.array(list(table), "float32")
     boxes = np.stack([sides * 0 + 7, sides * 0 + 3, sides + 7, sides + 3], axis=-1)[None]
-    found = ops.convert_to_numpy(roi_levels(boxes, STRIDES, rule, image_shape=(1024, 1024)))
+    found = run(lambda b: roi_levels(b, STRIDES, rule, image_shape=(1024, 1024)), boxes)
     assert found[0].tolist() == list(table.values())
     formula = [reference.level(box, rule, STRIDES, (1024, 1024)) for box in boxes[0].astype(float)]
     assert formula == list(table.values())
@@ -83,7 +84,7 @@ def test_levels_golden(rule, table):
 def test_levels_of_empty_inverted_and_nan_boxes():
     boxes = np.array([[[0, 0, 0, 0], [900, 900, 0, 0], [0, np.nan, 900, 900]]], "float32")
     for rule in ("round", "floor"):
-        assert not ops.convert_to_numpy(roi_levels(boxes, STRIDES, rule, image_shape=(64, 64))).any()
+        assert not run(lambda b, r=rule: roi_levels(b, STRIDES, r, image_shape=(64, 64)), boxes).any()
 
 
 def _pyramid(rng, batch: int = 2, image: int = 96, channels: int = 2) -> list[np.ndarray]:
@@ -119,8 +120,8 @@ def test_multilevel_equals_the_reference(mode, rule, count):
 
 def test_no_boxes():
     levels = _pyramid(np.random.default_rng(0))
-    found = multilevel_roi_align(levels, np.zeros((2, 0, 4), "float32"), 7, STRIDES, "aligned")
-    assert tuple(found.shape) == (2, 0, 7, 7, 2)
+    assert_every_mode(np.zeros((2, 0, 7, 7, 2)), lambda b, *maps: multilevel_roi_align(maps, b, 7, STRIDES, "aligned"),
+                      np.zeros((2, 0, 4), "float32"), *levels)
 
 
 @pytest.mark.parametrize("mode", ["crop_and_resize", "aligned", "legacy", "adaptive"])
@@ -146,7 +147,8 @@ def test_gradient_is_the_adjoint(mode):
     units = np.eye(features[0].size).reshape(-1, *features[0].shape)
     expected = [sum((pooled(unit, box) * w).sum() for box, w in zip(boxes[0], weights, strict=True))
                 for unit in units]
-    np.testing.assert_allclose(gradient(objective, features).ravel(), expected, atol=1e-5)
+    for name, compiled in modes(objective).items():
+        np.testing.assert_allclose(gradient(compiled, features).ravel(), expected, atol=1e-5, err_msg=name)
 
 
 def test_no_gradient_flows_to_the_boxes():
@@ -157,7 +159,7 @@ def test_no_gradient_flows_to_the_boxes():
         pooled = roi_align(ops.convert_to_tensor(features), b, 2, 0.25, 2)
         return ops.sum(pooled) + 0.0 * ops.sum(b)
 
-    assert not gradient(objective, boxes).any()
+    assert not any(gradient(compiled, boxes).any() for compiled in modes(objective).values())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
