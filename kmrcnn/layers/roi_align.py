@@ -34,7 +34,9 @@ class PyramidROIAlign(keras.layers.Layer):
         self.built = True
 
     def call(self, rois, feature_maps):
-        shift = ops.convert_to_tensor([0.0, 0.0, self.box_offset, self.box_offset], dtype="float32")
+        # crop_and_resize samples from the first to the last pixel of a box, the others from edge to edge.
+        shift = self.box_offset - (1.0 if self.mode == "crop_and_resize" else 0.0)
+        shift = ops.convert_to_tensor([0.0, 0.0, shift, shift], dtype="float32")
         boxes = ops.stop_gradient(ops.cast(rois, "float32")) + shift
         height, width = feature_maps[0].shape[1:3]
         image_shape = (height * self.strides[0], width * self.strides[0])

@@ -29,28 +29,42 @@ class SmallConfig(Config):
     NAME = "small"
     NUM_CLASSES = 4
     BACKBONE = "resnet18"
-    TRAIN_BN = None
     IMAGE_MIN_DIM = IMAGE_MAX_DIM = 128
     RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
     RPN_TRAIN_ANCHORS_PER_IMAGE = 64
     TOP_DOWN_PYRAMID_SIZE = RPN_CONV_SIZE = MASK_CONV_SIZE = 32
     FPN_CLASSIF_FC_LAYERS_SIZE = 64
-    PRE_NMS_LIMIT = 300
-    POST_NMS_ROIS_TRAINING = 60
+    # Few anchors and proposals: the fewer scores, the less likely two are so close that rounding swaps them.
+    RPN_ANCHOR_STRIDE = 2
+    PRE_NMS_LIMIT = 100
+    POST_NMS_ROIS_TRAINING = 40
     TRAIN_ROIS_PER_IMAGE = 24
+    APPEND_GT_TO_ROIS = True
     MAX_GT_INSTANCES = 6
     MINI_MASK_SHAPE = (28, 28)
 
 
 def initialise(model: keras.Model, seed: int = 0) -> None:
-    """Give every weight a value drawn by numpy: He for kernels, the identity for normalisation."""
+    """Give every weight a value drawn by numpy, such that activations stay near unit variance."""
     rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        if weight.name == "kernel":
-            fan_in = np.prod(weight.shape[:-1])
-            weight.assign(rng.normal(0, (2 / fan_in) ** 0.5, weight.shape).astype("float32"))
-        else:
-            weight.assign(np.full(weight.shape, float(weight.name in ("gamma", "moving_variance")), "float32"))
+    for layer in _layers(model):
+        for weight in layer.weights:
+            if weight.name == "kernel":
+                deviation = (2 / np.prod(weight.shape[:-1])) ** 0.5 * (0.1 if layer.name in _PREDICTORS else 1)
+                value = rng.normal(0, deviation, weight.shape)
+            elif weight.name == "moving_variance":
+                value = np.full(weight.shape, 1e4 if layer.name == "bn_conv1" else 4.0)
+            else:
+                value = np.full(weight.shape, float(weight.name == "gamma"))
+            weight.assign(value.astype("float32"))
+
+
+_PREDICTORS = ("rpn_class_raw", "rpn_bbox_pred", "mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_mask")
+
+
+def _layers(model: keras.Model) -> list[keras.layers.Layer]:
+    nested = (_layers(layer) if isinstance(layer, keras.Model) else [layer] for layer in model.layers)
+    return [layer for group in nested for layer in group]
 
 
 def train(steps: int, use_rpn_rois: bool) -> list[dict[str, float]]:

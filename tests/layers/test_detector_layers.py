@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, RPNTargetLayer
+from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign, RPNTargetLayer
 from tests.reference import detector as reference
 
 STD = np.array([0.1, 0.1, 0.2, 0.2])
@@ -190,6 +190,37 @@ def test_draws_do_not_depend_on_the_position_in_the_batch():
     swapped = _np(layer(rois, ids[::-1].copy(), boxes[::-1].copy(), masks, _batch(FRAME), seed[::-1].copy()))
     for one, other in zip(both, swapped, strict=True):
         np.testing.assert_array_equal(one, other[::-1])
+
+
+def test_pyramid_roi_align_samples_as_matterport_does():
+    """matterport.md 2.7: level 4 + round(log2(size / (224 / sqrt(area)))), y = y1 (Hf - 1) + i (y2 - y1)(Hf - 1)/(p - 1)."""
+    rng = np.random.default_rng(2)
+    side, pool = 256, 3
+    maps = [rng.normal(size=(2, side // s, side // s, 2)).astype("float32") for s in (4, 8, 16, 32)]
+    corners = rng.uniform(0, 120, (2, 9, 2))
+    sizes = np.array([5, 30, 60, 79, 81, 100, 120, 130, 135])[None, :, None]
+    rois = np.concatenate([corners, corners + sizes], axis=-1).astype("float32")
+    found = ops.convert_to_numpy(PyramidROIAlign((pool, pool))(rois, maps))
+    for image in range(2):
+        for row, roi in enumerate(rois[image] / (side - 1)):
+            level = 4 + round(np.log2(np.sqrt((roi[2] - roi[0]) * (roi[3] - roi[1])) / (224 / side)))
+            features = maps[min(max(level, 2), 5) - 2][image]
+            last = features.shape[0] - 1
+            for i in range(pool):
+                for j in range(pool):
+                    y = roi[0] * last + i * (roi[2] - roi[0]) * last / (pool - 1)
+                    x = roi[1] * last + j * (roi[3] - roi[1]) * last / (pool - 1)
+                    expected = [reference.bilinear(features[..., c], y, x) for c in range(2)]
+                    np.testing.assert_allclose(found[image, row, i, j], expected, atol=2e-4)
+
+
+def test_a_box_over_the_whole_image_stays_inside_whatever_the_offset():
+    maps = [np.ones((1, 64 // s, 64 // s, 1), "float32") for s in (4, 8, 16, 32)]
+    for mode in ("crop_and_resize", "aligned", "legacy"):
+        for offset in (0.0, 1.0):
+            layer = PyramidROIAlign((7, 7), mode=mode, box_offset=offset)
+            whole = np.array([[[0, 0, 64 - offset, 64 - offset]]], "float32")
+            np.testing.assert_allclose(ops.convert_to_numpy(layer(whole, maps)), 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [
