@@ -39,7 +39,12 @@ class ProposalLayer(BoxLayer):
         """The best `pre_nms_limit` anchors with their deltas applied and clipped: boxes (B, K, 4), scores (B, K)."""
         probs, deltas = ops.stop_gradient(probs), ops.stop_gradient(deltas)
         count = min(self.pre_nms_limit, anchors.shape[0])
-        scores, index = ops.top_k(probs[..., 1], count)
+        scores = probs[..., 1]
+        scores = ops.where(ops.isnan(scores), -ops.ones_like(scores), scores)
+        # A stable sort, so that equal scores keep the anchors' order on every backend; torch's top_k does not.
+        index = ops.cast(ops.argsort(-scores, axis=1)[:, :count], "int32")
+        scores = ops.take_along_axis(scores, index, axis=1)
+        scores = ops.where(scores < 0.0, -float("inf") * ops.ones_like(scores), scores)
         deltas = ops.take_along_axis(deltas, index[..., None], axis=1)
         boxes = decode_boxes(ops.take(anchors, index, axis=0), deltas, weights=self._weights())
         return clip_boxes(boxes, frame[:, None, :]), scores

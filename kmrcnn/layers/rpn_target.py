@@ -6,7 +6,7 @@ import keras
 from keras import KerasTensor, ops
 
 from kmrcnn.layers.frames import BoxLayer
-from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, overlaps_of_valid, pack
+from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, pack
 from kmrcnn.ops import box_iou, encode_boxes
 
 # An anchor that touches a crowd region by more than this IoU is never a negative (Matterport).
@@ -43,34 +43,38 @@ class RPNTargetLayer(BoxLayer):
         self.bbox_std_dev = tuple(float(s) for s in bbox_std_dev)
 
     def call(self, anchors, gt_class_ids, gt_boxes, seed):
-        iou = box_iou(gt_boxes, anchors[None])
-        crowd = ops.max(overlaps_of_valid(iou, gt_class_ids < 0), axis=1) >= CROWD_IOU
-        valid = gt_class_ids > 0
-        iou = overlaps_of_valid(iou, valid)
-        best, matched = ops.max(iou, axis=1), ops.argmax(iou, axis=1)
-        forced_iou = self._forced(iou, valid)
-        forced = ops.max(forced_iou, axis=1) >= 0.0
-        if not self.compat:
-            matched = ops.where(forced, ops.argmax(forced_iou, axis=1), matched)
-        positives = ops.logical_or(best >= self.positive_iou, forced)
-        negatives = ops.logical_and(ops.logical_not(positives), ops.logical_not(crowd))
+        # Crowds count negatively and padding not at all: one (B, M, A) tensor answers all questions.
+        sign = ops.cast(ops.sign(gt_class_ids), "float32")[..., None]
+        iou = box_iou(gt_boxes, anchors[None]) * sign
+        best, touches_crowd = ops.max(iou, axis=1), ops.min(iou, axis=1) <= -CROWD_IOU
+        limit = self._forcing_limit(iou, gt_class_ids)
+        positives = ops.logical_or(best >= self.positive_iou, ops.any(iou >= limit, axis=1))
+        negatives = ops.logical_not(ops.logical_or(positives, touches_crowd))
         negatives = ops.logical_and(negatives, best < self.negative_iou)
         size = self.anchors_per_image
         index, is_positive, is_used = pack(positives, negatives, size // 2, size, lambda drawn: size - drawn, seed,
                                            (RPN_POSITIVES, RPN_NEGATIVES))
         match = ops.where(is_positive, 1, ops.where(is_used, -1, 0))
-        deltas = self._deltas(anchors, gt_boxes, matched, index)
+        deltas = self._deltas(anchors, gt_boxes, self._matched(iou, limit, index), index)
         return index, ops.cast(match, "int32"), ops.where(is_positive[..., None], deltas, ops.zeros_like(deltas))
 
-    def _forced(self, iou, valid):
-        """IoU where an anchor ties for the best of a valid ground-truth box, -1 elsewhere: (B, M, A)."""
-        best_of_gt = ops.max(iou, axis=2, keepdims=True)
-        eligible = valid[..., None] if self.compat else ops.logical_and(valid[..., None], best_of_gt > 0.0)
-        return ops.where(ops.logical_and(eligible, iou >= best_of_gt), iou, -ops.ones_like(iou))
+    def _forcing_limit(self, iou, gt_class_ids):
+        """IoU from which a ground-truth box forces an anchor to be positive, (B, M, 1): the best it gets, if any."""
+        best = ops.max(iou, axis=2, keepdims=True)
+        forces = gt_class_ids[..., None] > 0 if self.compat else best > 0.0
+        return ops.where(forces, best, 2.0 * ops.ones_like(best))
+
+    def _matched(self, iou, limit, index):
+        """Ground truth of the drawn anchors, (B, S) int32: the one that forced it, else the one it overlaps most."""
+        drawn = ops.take_along_axis(iou, index[:, None, :] + ops.zeros_like(limit, dtype="int32"), axis=2)
+        matched = ops.argmax(drawn, axis=1)
+        if not self.compat:
+            forcing = ops.where(drawn >= limit, drawn, -ops.ones_like(drawn))
+            matched = ops.where(ops.max(forcing, axis=1) > 0.0, ops.argmax(forcing, axis=1), matched)
+        return ops.cast(matched, "int32")
 
     def _deltas(self, anchors, gt_boxes, matched, index):
-        gt_index = ops.take_along_axis(ops.cast(matched, "int32"), index, axis=1)
-        gt = ops.take_along_axis(gt_boxes, gt_index[..., None], axis=1)
+        gt = ops.take_along_axis(gt_boxes, matched[..., None], axis=1)
         return encode_boxes(ops.take(anchors, index, axis=0), gt, weights=tuple(1.0 / s for s in self.bbox_std_dev))
 
     def compute_output_spec(self, anchors, gt_class_ids, gt_boxes, seed):
