@@ -193,7 +193,7 @@ def test_draws_do_not_depend_on_the_position_in_the_batch():
 
 
 def test_pyramid_roi_align_samples_as_matterport_does():
-    """matterport.md 2.7: level 4 + round(log2(size / (224 / sqrt(area)))), y = y1 (Hf - 1) + i (y2 - y1)(Hf - 1)/(p - 1)."""
+    """matterport.md 2.7: level 4 + round(log2(size / (224 / sqrt(area)))), samples from border to border."""
     rng = np.random.default_rng(2)
     side, pool = 256, 3
     maps = [rng.normal(size=(2, side // s, side // s, 2)).astype("float32") for s in (4, 8, 16, 32)]

@@ -39,7 +39,8 @@ def _same(size, kernel, stride):
 
 
 @pytest.mark.parametrize(("size", "stride", "how"), [
-    (1, 1, "valid"), (1, 2, "valid"), (3, 1, "same"), (3, 2, "same"), (3, 2, 1), (7, 2, 3), (3, 1, "valid"), (2, 2, "same"),
+    (1, 1, "valid"), (1, 2, "valid"), (3, 1, "same"), (3, 2, "same"), (3, 2, 1), (7, 2, 3), (3, 1, "valid"),
+    (2, 2, "same"),
 ])
 def test_conv_equals_the_reference(rng, size, stride, how):
     x = rng.normal(size=(2, 9, 12, 3)).astype("float32")
@@ -117,9 +118,9 @@ def test_group_norm_equals_the_reference(rng):
 
 
 @pytest.mark.parametrize("make", [
-    lambda: Conv2D(4, 3, strides=2, pad=1), lambda: Conv2D(4, 3, padding="same"), lambda: Conv2DTranspose(4, 2, strides=2),
-    lambda: MaxPooling2D(3, strides=2), Upsampling2x, lambda: BatchNorm(train_bn=True), lambda: BatchNorm(train_bn=False),
-    lambda: GroupNorm(groups=2),
+    lambda: Conv2D(4, 3, strides=2, pad=1), lambda: Conv2D(4, 3, padding="same"),
+    lambda: Conv2DTranspose(4, 2, strides=2), lambda: MaxPooling2D(3, strides=2), Upsampling2x,
+    lambda: BatchNorm(train_bn=True), lambda: BatchNorm(train_bn=False), lambda: GroupNorm(groups=2),
 ])
 def test_gradients_equal_finite_differences(rng, make):
     x = rng.normal(size=(2, 6, 6, 4)).astype("float32")

@@ -107,7 +107,7 @@ def test_training_outputs_have_the_references_names_and_shapes():
         "rpn_class_logits": (2, anchors, 2), "rpn_class": (2, anchors, 2), "rpn_bbox": (2, anchors, 4),
         "mrcnn_class_logits": (2, 16, 3), "mrcnn_class": (2, 16, 3), "mrcnn_bbox": (2, 16, 3, 4),
         "mrcnn_mask": (2, int(16 * config.ROI_POSITIVE_RATIO), 28, 28, 3), "ROI": (2, 50, 4),
-        "output_rois": (2, 16, 4), **{name: (2, 2) for name in LOSS_NAMES},
+        "output_rois": (2, 16, 4), **dict.fromkeys(LOSS_NAMES, (2, 2)),
     }
     assert {name: tuple(value.shape) for name, value in outputs.items()} == expected
     assert all(np.isfinite(keras.ops.convert_to_numpy(value)).all() for value in outputs.values())
@@ -180,6 +180,8 @@ def test_models_survive_serialisation():
     model = build_inference_model(config)
     clone = keras.Model.from_config(model.get_config())
     clone.set_weights(model.get_weights())
-    image = {"input_image": training_batch(config)["input_image"], "input_image_meta": training_batch(config)["input_image_meta"]}
-    for name, value in model(image).items():
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(value), keras.ops.convert_to_numpy(clone(image)[name]))
+    batch = training_batch(config)
+    inputs = {name: batch[name] for name in ("input_image", "input_image_meta")}
+    expected, found = (m(inputs) for m in (model, clone))
+    for name, value in expected.items():
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(value), keras.ops.convert_to_numpy(found[name]))
