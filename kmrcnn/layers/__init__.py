@@ -3,10 +3,17 @@
 from kmrcnn.layers.conv import Conv2D, Conv2DTranspose
 from kmrcnn.layers.detection import DetectionLayer
 from kmrcnn.layers.detection_target import DetectionTargetLayer
-from kmrcnn.layers.frames import Anchors, BoxColumns, ImageFrame, InternalToNormalized, PixelsToInternal
+from kmrcnn.layers.frames import (
+    Anchors,
+    BoxColumns,
+    ImageFrame,
+    InternalToNormalized,
+    NormalizedToInternal,
+    PixelsToInternal,
+)
 from kmrcnn.layers.norm import BatchNorm, GroupNorm, Normalization
 from kmrcnn.layers.pooling import MaxPooling2D, Upsampling2x
-from kmrcnn.layers.proposal import ProposalLayer
+from kmrcnn.layers.proposal import ProposalLayer, ProposalSteps
 from kmrcnn.layers.roi_align import FoldROIs, LeadingROIs, PyramidROIAlign, UnfoldROIs
 from kmrcnn.layers.rpn_target import RPNTargetLayer
 
@@ -25,8 +32,10 @@ __all__ = [
     "LeadingROIs",
     "MaxPooling2D",
     "Normalization",
+    "NormalizedToInternal",
     "PixelsToInternal",
     "ProposalLayer",
+    "ProposalSteps",
     "PyramidROIAlign",
     "RPNTargetLayer",
     "UnfoldROIs",

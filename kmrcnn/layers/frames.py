@@ -79,8 +79,8 @@ class ImageFrame(BoxLayer):
         return ops.zeros_like(window) + whole, window
 
     def compute_output_spec(self, image, meta):
-        spec = KerasTensor((meta.shape[0], 4), dtype="float32")
-        return spec, spec
+        # Two objects: Keras tells tensors apart by identity.
+        return KerasTensor((meta.shape[0], 4), dtype="float32"), KerasTensor((meta.shape[0], 4), dtype="float32")
 
     def get_config(self) -> dict:
         return {**super().get_config(), "box_offset": self.box_offset}
@@ -126,6 +126,33 @@ class InternalToNormalized(BoxLayer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "box_offset": self.box_offset}
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class NormalizedToInternal(BoxLayer):
+    """Matterport's normalised boxes (B, N, 4) -> internal boxes, the inverse of InternalToNormalized.
+
+    Args:
+        box_offset: see the module.
+        stride: pixels of the image to a cell of the map given to the call.
+
+    Call: boxes, map (B, H / stride, W / stride, C): the image itself, or a feature map. All-zero boxes stay zero.
+    """
+
+    def __init__(self, box_offset: float = 1.0, stride: int = 1, **kwargs):
+        super().__init__(**kwargs)
+        self.box_offset, self.stride = box_offset, stride
+
+    def call(self, boxes, image):
+        height, width = (side * self.stride - 1.0 for side in image.shape[1:3])
+        return _shift(boxes * ops.convert_to_tensor([height, width, height, width], dtype="float32"),
+                      1.0 - self.box_offset)
+
+    def compute_output_spec(self, boxes, image):
+        return KerasTensor(boxes.shape, dtype="float32")
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "box_offset": self.box_offset, "stride": self.stride}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")

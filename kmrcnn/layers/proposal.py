@@ -30,13 +30,17 @@ class ProposalLayer(BoxLayer):
         self.bbox_std_dev = tuple(float(s) for s in bbox_std_dev)
 
     def call(self, probs, deltas, anchors, frame):
-        boxes, scores = self.refine(probs, deltas, anchors, frame)
-        keep = batched_nms(boxes, scores, self.nms_threshold, self.proposal_count)
+        _, _, boxes, keep = self.steps(probs, deltas, anchors, frame)
         kept = ops.take_along_axis(boxes, ops.maximum(keep, 0)[..., None], axis=1)
         return ops.where((keep >= 0)[..., None], kept, ops.zeros_like(kept))
 
-    def refine(self, probs, deltas, anchors, frame):
-        """The best `pre_nms_limit` anchors with their deltas applied and clipped: boxes (B, K, 4), scores (B, K)."""
+    def steps(self, probs, deltas, anchors, frame):
+        """What each step leaves of the best K = `pre_nms_limit` anchors.
+
+        Returns:
+            Best score first: the anchors (B, K, 4), these with their deltas applied, these clipped; and the rows
+            that NMS keeps, (B, proposal_count) int32, padded with -1.
+        """
         probs, deltas = ops.stop_gradient(probs), ops.stop_gradient(deltas)
         count = min(self.pre_nms_limit, anchors.shape[0])
         scores = probs[..., 1]
@@ -46,8 +50,10 @@ class ProposalLayer(BoxLayer):
         scores = ops.take_along_axis(scores, index, axis=1)
         scores = ops.where(scores < 0.0, -float("inf") * ops.ones_like(scores), scores)
         deltas = ops.take_along_axis(deltas, index[..., None], axis=1)
-        boxes = decode_boxes(ops.take(anchors, index, axis=0), deltas, weights=self._weights())
-        return clip_boxes(boxes, frame[:, None, :]), scores
+        anchors = ops.take(anchors, index, axis=0)
+        refined = decode_boxes(anchors, deltas, weights=self._weights())
+        clipped = clip_boxes(refined, frame[:, None, :])
+        return anchors, refined, clipped, batched_nms(clipped, scores, self.nms_threshold, self.proposal_count)
 
     def _weights(self) -> tuple[float, ...]:
         return tuple(1.0 / s for s in self.bbox_std_dev)
@@ -58,3 +64,17 @@ class ProposalLayer(BoxLayer):
     def get_config(self) -> dict:
         return {**super().get_config(), "proposal_count": self.proposal_count, "nms_threshold": self.nms_threshold,
                 "pre_nms_limit": self.pre_nms_limit, "bbox_std_dev": self.bbox_std_dev}
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
+class ProposalSteps(ProposalLayer):
+    """A `ProposalLayer` that returns what each of its `steps` leaves, for inspection."""
+
+    def call(self, probs, deltas, anchors, frame):
+        return self.steps(probs, deltas, anchors, frame)
+
+    def compute_output_spec(self, probs, deltas, anchors, frame):
+        batch = probs.shape[0]
+        # One object each: Keras tells tensors apart by identity.
+        boxes = (KerasTensor((batch, None, 4), dtype="float32") for _ in range(3))
+        return *boxes, KerasTensor((batch, self.proposal_count), dtype="int32")

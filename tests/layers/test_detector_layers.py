@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kmrcnn.layers import DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign, RPNTargetLayer
+from kmrcnn.layers import (
+    DetectionLayer,
+    DetectionTargetLayer,
+    ImageFrame,
+    InternalToNormalized,
+    NormalizedToInternal,
+    ProposalLayer,
+    PyramidROIAlign,
+    RPNTargetLayer,
+)
 from tests.reference import detector as reference
 
 STD = np.array([0.1, 0.1, 0.2, 0.2])
@@ -230,3 +239,21 @@ def test_a_box_over_the_whole_image_stays_inside_whatever_the_offset():
 def test_layers_survive_serialisation(layer):
     config = keras.saving.serialize_keras_object(layer)
     assert keras.saving.deserialize_keras_object(config).get_config() == layer.get_config()
+
+
+def test_frame_and_window_differ_inside_a_model():
+    image, meta = keras.Input((None, None, 3)), keras.Input((14,))
+    values = np.zeros((1, 14), "float32")
+    values[0, 7:11] = [10, 0, 50, 64]
+    frame, window = _np(keras.Model([image, meta], ImageFrame()(image, meta))([np.zeros((1, 64, 64, 3)), values]))
+    assert frame.tolist() == [[0, 0, 63, 63]] and window.tolist() == [[10, 0, 49, 63]]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_normalised_and_internal_boxes_are_inverse(offset):
+    boxes = np.array([[[3, 4, 40, 50], [0, 0, 0, 0], [1, 2, 32 - offset, 64 - offset]]], "float32")
+    image, feature_map = np.zeros((1, 32, 64, 3), "float32"), np.zeros((1, 8, 16, 5), "float32")
+    normalized = InternalToNormalized(offset)(boxes, image)
+    np.testing.assert_allclose(_np(normalized)[0][2], [1 / 31, 2 / 63, 1, 1], atol=1e-6)
+    for layer, where in ((NormalizedToInternal(offset), image), (NormalizedToInternal(offset, 4), feature_map)):
+        np.testing.assert_allclose(_np(layer(normalized, where)), boxes, atol=1e-4)
