@@ -19,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kmrcnn import graphs
 from kmrcnn.config import Config
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.image import compose_image_meta, mold_image, mold_input, parse_image_meta, unmold_image
@@ -31,17 +32,14 @@ from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
-from kmrcnn.heads import build_rpn_model
+from kmrcnn.graphs import *  # noqa: F403
 from kmrcnn.importers.assign import LoadReport
 from kmrcnn.importers.keras_imagenet import is_imagenet_file, load_imagenet_weights
 from kmrcnn.importers.matterport_h5 import load_weights, save_weights
 from kmrcnn.layers import BatchNorm, DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign
+from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
-from kmrcnn.ops import box_iou as overlaps_graph
-from kmrcnn.ops import clip_boxes as clip_boxes_graph
-from kmrcnn.ops import decode_boxes as apply_box_deltas_graph
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
-from kmrcnn.ops import norm_boxes as norm_boxes_graph
 from kmrcnn.utils import norm_boxes
 
 __all__ = [
@@ -51,11 +49,8 @@ __all__ = [
     "MaskRCNN",
     "ProposalLayer",
     "PyramidROIAlign",
-    "apply_box_deltas_graph",
     "build_detection_targets",
-    "build_rpn_model",
     "build_rpn_targets",
-    "clip_boxes_graph",
     "compose_image_meta",
     "compute_backbone_shapes",
     "data_generator",
@@ -63,10 +58,9 @@ __all__ = [
     "load_image_gt",
     "log",
     "mold_image",
-    "norm_boxes_graph",
-    "overlaps_graph",
     "parse_image_meta",
     "unmold_image",
+    *graphs.__all__,
 ]
 
 # fchollet/deep-learning-models v0.2
@@ -126,6 +120,7 @@ class MaskRCNN:
         with _seeded(config.SEED):
             self.keras_model = build(config)
         self._user_optimizer: keras.optimizers.Optimizer | None = None
+        self._named_tensors = NamedTensors(self.keras_model)
         self._detector = Detector(self.keras_model, config) if mode == "inference" else None
         self._anchor_cache: dict[tuple, np.ndarray] = {}
 
@@ -348,9 +343,12 @@ class MaskRCNN:
     # ---- inspection ----
 
     def ancestor(self, tensor: Any, name: str, checked: Any = None) -> Any:
-        """The output of the layer that `name` (a layer name, "/" around it ignored) stands for, None if unknown."""
-        name = name.strip("/").split("/")[0]
-        return next((layer.output for layer in self.keras_model.layers if layer.name == name), None)
+        """The tensor of a name, see `kmrcnn.models.inspection.NamedTensors`; None if there is none.
+
+        Args:
+            tensor, checked: not used; Matterport searches from the one and remembers in the other.
+        """
+        return self._named_tensors.find(name)
 
     def run_graph(self, images: Sequence[np.ndarray], outputs: Sequence,
                   image_metas: np.ndarray | None = None) -> OrderedDict[str, np.ndarray]:
@@ -358,7 +356,7 @@ class MaskRCNN:
 
         Args:
             images: images to mold or, with image_metas, molded ones (N, H, W, C).
-            outputs: names of model outputs or layers, or pairs (name, tensor of the graph).
+            outputs: names, or pairs (name, tensor of the graph), see `kmrcnn.models.inspection.NamedTensors`.
 
         Returns:
             The arrays by name, in order. A layer with several outputs gives "name:0", "name:1", …
@@ -366,23 +364,14 @@ class MaskRCNN:
         self._require("inference")
         if image_metas is None:
             images, image_metas, _ = self.mold_inputs(images)
-        tensors = OrderedDict(pair for item in outputs for pair in self._tensors(item))
+        tensors = self._named_tensors.collect(outputs)
         step = build_predict_step(keras.Model(self.keras_model.input, dict(tensors)), lambda results: results)
         arrays = step({"input_image": np.asarray(images, np.float32),
                        "input_image_meta": np.asarray(image_metas, np.float32)})
-        results = OrderedDict((name, arrays[name]) for name in tensors)
+        results = OrderedDict((name, _unpadded(arrays[name])) for name in tensors)
         for name, array in results.items():
             log(name, array)
         return results
-
-    def _tensors(self, item: Any) -> list[tuple[str, Any]]:
-        name, tensor = (item, None) if isinstance(item, str) else item
-        if tensor is None:
-            known = self.keras_model.output
-            tensor = known[name] if name in known else self.keras_model.get_layer(name).output
-        if isinstance(tensor, (list, tuple)):
-            return [(f"{name}:{index}", part) for index, part in enumerate(tensor)]
-        return [(name, tensor)]
 
     # ---- internal ----
 
@@ -408,6 +397,11 @@ class MaskRCNN:
     def _save_checkpoint(self, epoch: int) -> None:
         save_weights(self.keras_model, self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
         self.epoch = epoch
+
+
+def _unpadded(array: np.ndarray) -> np.ndarray:
+    """A list of indices without its padding of -1; other arrays as they are."""
+    return array[array >= 0] if array.ndim == 1 and array.dtype == np.int32 else array
 
 
 @contextlib.contextmanager

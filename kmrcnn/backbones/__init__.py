@@ -1,5 +1,5 @@
 """Networks that turn an image into a pyramid of features."""
 
-from kmrcnn.backbones.resnet import resnet
+from kmrcnn.backbones.resnet import bottleneck, resnet
 
-__all__ = ["resnet"]
+__all__ = ["bottleneck", "resnet"]

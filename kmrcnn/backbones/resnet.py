@@ -42,15 +42,36 @@ def resnet(image, architecture: str, norm: Normalization | None = None) -> list:
         for block in range(count):
             name = f"{stage}{chr(ord('a') + block)}"
             stride = 2 if block == 0 and stage > 2 else 1
-            make = _bottleneck if is_bottleneck else _basic
-            x = make(x, width, stride, name, norm)
+            if is_bottleneck:
+                x = bottleneck(x, (width, width, 4 * width), stride, name, norm, project=block == 0)
+            else:
+                x = _basic(x, width, stride, name, norm, project=stride > 1)
         outputs.append(x)
     return outputs
 
 
-def _conv(x, filters: int, size: int, stride: int, name: str, branch: str, norm: Normalization):
-    """Convolution with bias and normalisation: res{name}_branch{branch}, bn{name}_branch{branch}."""
-    x = Conv2D(filters, size, strides=stride, pad=size // 2, name=f"res{name}_branch{branch}")(x)
+def bottleneck(x, filters: tuple[int, int, int], stride: int, name: str, norm: Normalization, project: bool,
+               size: int = 3, use_bias: bool = True):
+    """Residual block of a 1x1 with the stride, a size x size and a 1x1 convolution.
+
+    Args:
+        x: (B, H, W, C) symbolic tensor.
+        filters: of the three convolutions.
+        name: stage and block as in "2a".
+        norm: makes the normalisation layers.
+        project: True puts a convolution on the shortcut; needed where the block changes the shape.
+        size: odd.
+    """
+    y = _relu(_conv(x, filters[0], 1, stride, name, "2a", norm, use_bias), name, "2a")
+    y = _relu(_conv(y, filters[1], size, 1, name, "2b", norm, use_bias), name, "2b")
+    y = _conv(y, filters[2], 1, 1, name, "2c", norm, use_bias)
+    return _merge(_conv(x, filters[2], 1, stride, name, "1", norm, use_bias) if project else x, y, name)
+
+
+def _conv(x, filters: int, size: int, stride: int, name: str, branch: str, norm: Normalization,
+          use_bias: bool = True):
+    """Convolution and normalisation: res{name}_branch{branch}, bn{name}_branch{branch}."""
+    x = Conv2D(filters, size, strides=stride, pad=size // 2, use_bias=use_bias, name=f"res{name}_branch{branch}")(x)
     return norm(f"bn{name}_branch{branch}")(x)
 
 
@@ -58,22 +79,12 @@ def _relu(x, name: str, branch: str):
     return keras.layers.ReLU(name=f"res{name}_relu{branch}")(x)
 
 
-def _bottleneck(x, width: int, stride: int, name: str, norm: Normalization):
-    y = _relu(_conv(x, width, 1, stride, name, "2a", norm), name, "2a")
-    y = _relu(_conv(y, width, 3, 1, name, "2b", norm), name, "2b")
-    y = _conv(y, 4 * width, 1, 1, name, "2c", norm)
-    return _merge(x, y, 4 * width, stride, name, norm)
-
-
-def _basic(x, width: int, stride: int, name: str, norm: Normalization):
+def _basic(x, width: int, stride: int, name: str, norm: Normalization, project: bool):
     y = _relu(_conv(x, width, 3, stride, name, "2a", norm), name, "2a")
     y = _conv(y, width, 3, 1, name, "2b", norm)
-    return _merge(x, y, width, stride, name, norm)
+    return _merge(_conv(x, width, 1, stride, name, "1", norm) if project else x, y, name)
 
 
-def _merge(shortcut, y, filters: int, stride: int, name: str, norm: Normalization):
-    """Add the shortcut, projected (branch1) where the shape changes."""
-    if stride != 1 or shortcut.shape[-1] != filters:
-        shortcut = _conv(shortcut, filters, 1, stride, name, "1", norm)
+def _merge(shortcut, y, name: str):
     y = keras.layers.Add(name=f"res{name}_add")([y, shortcut])
     return keras.layers.ReLU(name=f"res{name}_out")(y)

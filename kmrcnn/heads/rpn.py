@@ -21,14 +21,20 @@ def build_rpn_model(anchor_stride: int, anchors_per_location: int, depth: int, c
         row, column, ratio.
     """
     features = keras.Input((None, None, depth), name="input_rpn_feature_map")
+    outputs = rpn_graph(features, anchors_per_location, anchor_stride, conv_size)
+    return keras.Model(features, outputs, name="rpn_model")
+
+
+def rpn_graph(feature_map, anchors_per_location: int, anchor_stride: int, conv_size: int = 512) -> list:
+    """The layers of `build_rpn_model` on a feature map (B, H, W, depth): [logits, probs, deltas] as there."""
     shared = Conv2D(conv_size, 3, strides=anchor_stride, padding="same", activation="relu",
-                    name="rpn_conv_shared")(features)
+                    name="rpn_conv_shared")(feature_map)
     logits = Conv2D(2 * anchors_per_location, 1, name="rpn_class_raw")(shared)
     logits = keras.layers.Reshape((-1, 2), name="rpn_class_logits_flat")(logits)
     probs = keras.layers.Softmax(dtype="float32", name="rpn_class_xxx")(logits)
     deltas = Conv2D(4 * anchors_per_location, 1, name="rpn_bbox_pred")(shared)
     deltas = keras.layers.Reshape((-1, 4), name="rpn_bbox_flat")(deltas)
-    return keras.Model(features, [logits, probs, deltas], name="rpn_model")
+    return [logits, probs, deltas]
 
 
 def rpn_head(feature_maps: list, anchor_stride: int, anchors_per_location: int, conv_size: int = 512) -> tuple:

@@ -50,7 +50,7 @@ def build_training_model(config: Config) -> keras.Model:
     rois = proposals = _proposal_layer(config, config.POST_NMS_ROIS_TRAINING)(*rpn[1:], anchors, frame)
     if not config.USE_RPN_ROIS:
         rois = PixelsToInternal(config.BOX_OFFSET, name="external_rois")(inputs["input_roi"])
-    rois, target_ids, target_deltas, target_masks, weights = _target_layer(config)(
+    rois, target_ids, target_deltas, target_masks, weights = target_layer(config)(
         rois, class_ids, gt_boxes, inputs["input_gt_masks"], frame, seed)
     logits, probs, deltas = _box_head(rois, pyramid, config)
     positive_rois = LeadingROIs(target_masks.shape[1], name="positive_rois")(rois)
@@ -89,9 +89,7 @@ def build_inference_model(config: Config) -> keras.Model:
     pyramid, rpn, anchors, frame, window = _proposals_from(image, meta, config)
     rois = _proposal_layer(config, config.POST_NMS_ROIS_INFERENCE)(*rpn[1:], anchors, frame)
     _, probs, deltas = _box_head(rois, pyramid, config)
-    detections = DetectionLayer(config.DETECTION_MAX_INSTANCES, config.DETECTION_MIN_CONFIDENCE,
-                                config.DETECTION_NMS_THRESHOLD, config.BBOX_STD_DEV,
-                                name="mrcnn_detection")(rois, probs, deltas, window)
+    detections = detection_layer(config)(rois, probs, deltas, window)
     mask_logits = _mask_head(BoxColumns(name="detected_boxes")(detections), pyramid, config)
 
     outputs = {
@@ -146,11 +144,18 @@ def _proposal_layer(config: Config, count: int) -> ProposalLayer:
     return ProposalLayer(count, config.RPN_NMS_THRESHOLD, config.PRE_NMS_LIMIT, config.RPN_BBOX_STD_DEV, name="ROI")
 
 
-def _target_layer(config: Config) -> DetectionTargetLayer:
+def target_layer(config: Config) -> DetectionTargetLayer:
+    """The layer that draws the heads' ROIs and makes their targets, as a config has it."""
     return DetectionTargetLayer(
         config.TRAIN_ROIS_PER_IMAGE, config.ROI_POSITIVE_RATIO, config.ROI_POSITIVE_IOU, config.BBOX_STD_DEV,
         config.MASK_SHAPE, config.USE_MINI_MASK, config.APPEND_GT_TO_ROIS, config.COMPAT_TRAINING,
         name="proposal_targets")
+
+
+def detection_layer(config: Config) -> DetectionLayer:
+    """The layer that makes the final detections, as a config has it."""
+    return DetectionLayer(config.DETECTION_MAX_INSTANCES, config.DETECTION_MIN_CONFIDENCE,
+                          config.DETECTION_NMS_THRESHOLD, config.BBOX_STD_DEV, name="mrcnn_detection")
 
 
 def _roi_align(pool_size: int, config: Config, name: str) -> PyramidROIAlign:
