@@ -205,7 +205,7 @@ class Config:
         for key, value in values.items():
             if key not in self._keys() and key not in _DERIVED:
                 raise AttributeError(_unknown_key(key, self._keys()))
-            setattr(self, key, _coerce(key, value, getattr(Config, key, None)))
+            setattr(self, key, _coerce(key, value, self._default(key)))
 
     def override(self, items: Iterable[str]) -> None:
         """Set values from texts such as `IMAGE_MAX_DIM=512` or `RPN_ANCHOR_SCALES=(8,16,32,64,128)`."""
@@ -213,15 +213,17 @@ class Config:
             key, found, text = item.partition("=")
             if not found:
                 raise ValueError(f"override {item!r}: expected KEY=VALUE")
-            self.update({key.strip(): _parse(text.strip())})
+            key, text = key.strip(), text.strip()
+            self.update({key: _parse(text, self._default(key))})
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Write every setting to a YAML file whose keys are the attribute names."""
         import yaml
 
         values = {key: _plain(key, value) for key, value in self.to_dict().items()}
+        text = yaml.safe_dump(values, default_flow_style=None, sort_keys=True)
         with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(values, file, default_flow_style=None, sort_keys=True)
+            file.write(text)
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> Config:
@@ -255,6 +257,12 @@ class Config:
         if _importable(type(self)):
             return _restore, (type(self), vars(self))
         return _rebuild, (type(self).__name__, self.to_dict())
+
+    @classmethod
+    def _default(cls, key: str) -> Any:
+        """The value that shows what kind of value a setting has: Config's, or the subclass' for its own settings."""
+        ours = getattr(Config, key, None)
+        return getattr(cls, key, None) if ours is None else ours
 
     @classmethod
     def _keys(cls) -> list[str]:
@@ -305,8 +313,16 @@ def _check_class_key(cls: type[Config], key: str) -> None:
 # --- texts and plain values
 
 
-def _parse(text: str) -> Any:
-    """A value of the command line: a Python literal (1e-3, tuples), else YAML's (true, null), else text."""
+def _parse(text: str, default: Any) -> Any:
+    """A value of the command line: a Python literal (1e-3, tuples), else YAML's (true, null), else text.
+
+    Where the default is a text, so is the value, even if it looks like a number or a date.
+    """
+    value = _literal(text)
+    return text if isinstance(default, str) and not isinstance(value, str) else value
+
+
+def _literal(text: str) -> Any:
     import yaml
 
     try:
@@ -361,4 +377,6 @@ def _plain(key: str, value: Any) -> Any:
         if not name.isidentifier():
             raise ValueError(f"{key}: cannot write {name} to a file, use a module's own function")
         return f"{value.__module__}:{name}"
-    return value
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(f"{key}: cannot write a {type(value).__name__} to a file, use numbers, texts, lists or dicts")

@@ -160,8 +160,8 @@ def check_images(config: Any) -> None:
     mode, side = config.IMAGE_RESIZE_MODE, config.IMAGE_MIN_DIM
     if mode in ("crop", "pad64") and not side:
         fail("IMAGE_MIN_DIM", side, f"a size, as IMAGE_RESIZE_MODE is {mode!r}")
-    if mode == "pad64" and side % 64:
-        fail("IMAGE_MIN_DIM", side, "a multiple of 64, as IMAGE_RESIZE_MODE is 'pad64'")
+    if mode == "pad64" and side % divisor:
+        fail("IMAGE_MIN_DIM", side, f"a multiple of {divisor} (IMAGE_DIVISOR), as IMAGE_RESIZE_MODE is 'pad64'")
     key = "IMAGE_MIN_DIM" if mode == "crop" else "IMAGE_MAX_DIM"
     if int(config.IMAGE_SHAPE[0]) % divisor:
         fail(key, getattr(config, key), f"a multiple of IMAGE_DIVISOR={divisor}, such as {4 * divisor}")

@@ -138,6 +138,8 @@ def test_validate_modes_norm_and_dataset():
     config.IMAGE_RESIZE_MODE = "pad64"
     with pytest.raises(ValueError, match="IMAGE_MIN_DIM: found 800, expected a multiple of 64"):
         config.validate()
+    config.IMAGE_DIVISOR = 32
+    config.validate()
     config = SampleConfig()
     config.NORM, config.TOP_DOWN_PYRAMID_SIZE = "gn", 48
     with pytest.raises(ValueError, match="TOP_DOWN_PYRAMID_SIZE.*GN_GROUPS"):
@@ -162,6 +164,17 @@ def test_override_reads_python_and_yaml_texts():
         config.override(["LEARNING_RATE=fast"])
 
 
+def test_override_keeps_texts_and_own_kinds():
+    class Own(SampleConfig):
+        MY_SIZES, MY_WEIGHTS = (1, 2), np.array([1.0, 2.0])
+
+    config = Own()
+    config.override(["NAME=2026-11-21", "MY_FOLDER=12", "BACKBONE='resnet50'", "MY_SIZES=[3, 4]", "MY_WEIGHTS=5, 6"])
+    assert (config.NAME, config.MY_FOLDER, config.BACKBONE) == ("2026-11-21", "12", "resnet50")
+    assert config.MY_SIZES == (3, 4)
+    np.testing.assert_array_equal(config.MY_WEIGHTS, np.array([5.0, 6.0]))
+
+
 def _equal(one: Config, other: Config) -> bool:
     first, second = one.to_dict(), other.to_dict()
     return first.keys() == second.keys() and all(
@@ -171,12 +184,13 @@ def _equal(one: Config, other: Config) -> bool:
 def test_yaml_round_trip(tmp_path):
     class Function(SampleConfig):
         BACKBONE = backbone
+        MY_SIZES, MY_WEIGHTS = (1, 2), np.array([1.0, 2.0])
 
     config = Function()
     config.override(["IMAGE_SHAPES=[[512, 640], [640, 512]]", "LEARNING_RATE=0.00001", "MEAN_PIXEL=[1.5, 2, 3]"])
     config.to_yaml(tmp_path / "config.yaml")
     assert "BATCH_SIZE" not in (tmp_path / "config.yaml").read_text()
-    again = SampleConfig.from_yaml(tmp_path / "config.yaml")
+    again = Function.from_yaml(tmp_path / "config.yaml")
     assert again.BACKBONE is backbone
     assert _equal(config, again)
 
@@ -198,6 +212,11 @@ def test_local_function_cannot_be_written(tmp_path):
     config.BACKBONE = lambda image: image
     with pytest.raises(ValueError, match="BACKBONE: cannot write"):
         config.to_yaml(tmp_path / "config.yaml")
+    config = SampleConfig()
+    config.MY_FOLDER = tmp_path
+    with pytest.raises(ValueError, match="MY_FOLDER: cannot write a .*Path"):
+        config.to_yaml(tmp_path / "config.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_pickle_keeps_class_values_and_own_settings():
