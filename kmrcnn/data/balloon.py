@@ -80,20 +80,18 @@ def _fill(mask: np.ndarray, region: dict[str, Any]) -> None:
             return
         inside = draw.polygon(region["all_points_y"], region["all_points_x"], mask.shape)
     elif name == "rect":
-        y, x = region["y"], region["x"]
-        inside = draw.polygon(
-            *zip(
-                (y, x),
-                (y, x + region["width"] - 1),
-                (y + region["height"] - 1, x + region["width"] - 1),
-                (y + region["height"] - 1, x),
-                strict=True,
-            ),
-            mask.shape,
-        )
+        y, x, height, width = (region[key] for key in ("y", "x", "height", "width"))
+        if height <= 0 or width <= 0:
+            return
+        rows, columns = (y, y, y + height - 1, y + height - 1), (x, x + width - 1, x + width - 1, x)
+        inside = draw.polygon(rows, columns, mask.shape)
     elif name == "circle":
+        if region["r"] <= 0:
+            return
         inside = draw.disk((region["cy"], region["cx"]), region["r"], shape=mask.shape)
     elif name == "ellipse":
+        if region["rx"] <= 0 or region["ry"] <= 0:
+            return
         inside = draw.ellipse(
             region["cy"],
             region["cx"],

@@ -41,6 +41,8 @@ def _rle_problem(rle: dict[str, Any], height: int, width: int, is_crowd: bool) -
         return "empty RLE"
     if not is_crowd and (size is None or list(size) != [height, width]):
         return f"RLE of size {size} in an image of [{height}, {width}]"
+    if isinstance(counts, list) and not all(isinstance(count, int) and count >= 0 for count in counts):
+        return "RLE whose counts are not whole numbers from 0 up"
     if isinstance(counts, list) and size and sum(counts) != size[0] * size[1]:
         return f"RLE of {sum(counts)} pixels, its size {size} has {size[0] * size[1]}"
     return None

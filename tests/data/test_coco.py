@@ -99,6 +99,8 @@ BROKEN = {
     "RLE of 12 pixels": {"size": [30, 40], "counts": [5, 7]},
     "RLE of size \\[40, 30\\]": {"size": [40, 30], "counts": [0, 1200]},
     "not numbers": [["a", "b", "c", "d", "e", "f"]],
+    "counts are not whole numbers": {"size": [30, 40], "counts": ["a"]},
+    "whole numbers from 0 up": {"size": [30, 40], "counts": [50, -50, 1200]},
 }
 
 

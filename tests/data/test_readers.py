@@ -134,11 +134,15 @@ def test_regions_without_pixels_are_left_out_and_reported(tmp_path, caplog):
             REGIONS[2][0],
             {"name": "polygon", "all_points_x": [100, 110, 110], "all_points_y": [5, 5, 9]},
             {"name": "polygon", "all_points_x": [], "all_points_y": []},
+            {"name": "rect", "x": 3, "y": 4, "width": 0, "height": 5},
+            {"name": "circle", "cx": 3, "cy": 4, "r": 0},
+            {"name": "ellipse", "cx": 3, "cy": 4, "rx": 0, "ry": 5},
+            {},
         )
     ]
     masks, class_ids = write_via(tmp_path, [{"filename": "a.png", "regions": regions}]).load_mask(0)
     assert masks.shape == (30, 40, 1) and class_ids.tolist() == [1]
-    assert "image 0 (balloon.a.png" in caplog.text and "3 regions cover no pixel" in caplog.text
+    assert "image 0 (balloon.a.png" in caplog.text and "7 regions cover no pixel" in caplog.text
 
 
 def test_unknown_balloon_subset(tmp_path):
