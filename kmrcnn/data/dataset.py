@@ -25,8 +25,9 @@ class Dataset:
     files). Several sources can share one dataset: classes and images are keyed by source.
 
     Args:
-        class_map: optional {"source.id": name}. Source classes with the same name share one internal class
-            id; None instead of a name leaves the class out (its id maps to 0 and readers skip its instances).
+        class_map: optional {"source.id": name}. Classes of any source whose name is one of these names share
+            one internal id a name (without a map, equal names of two sources are two classes); None instead of
+            a name leaves the class out: its id maps to 0 and readers skip its instances.
 
     Example:
         class Cells(Dataset):
@@ -87,18 +88,17 @@ class Dataset:
         self.sources = list(dict.fromkeys(info["source"] for info in self._added_classes))
         self.source_class_ids = {source: [0] for source in self.sources}
         self._source_ids: dict[tuple[str, int], Any] = {(source, 0): 0 for source in self.sources}
-        by_name: dict[str, int] = {}
+        shared, by_name = set(self.class_map.values()), {}
         for info in self._added_classes:
             key = f"{info['source']}.{info['id']}"
             name = self.class_map.get(key, info["name"])
             if name is None:
                 self.class_from_source_map[key] = 0
                 continue
-            shared = by_name.get(name) if key in self.class_map else None
-            class_id = len(self.class_info) if shared is None else shared
-            if shared is None:
+            class_id = by_name.get(name, len(self.class_info))
+            if class_id == len(self.class_info):
                 self.class_info.append({**info, "name": name})
-            if key in self.class_map:
+            if name in shared:
                 by_name[name] = class_id
             self.class_from_source_map[key] = class_id
             self._source_ids.setdefault((info["source"], class_id), info["id"])

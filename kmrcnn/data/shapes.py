@@ -76,7 +76,9 @@ class ShapesDataset(Dataset):
             draw_shape(labels, name, dimensions, number)
         masks = np.asarray(labels) == np.arange(1, len(shapes) + 1, dtype=np.uint8)[:, None, None]
         class_ids = [self.map_source_class_id(f"shapes.{SHAPES.index(name) + 1}") for name, _, _ in shapes]
-        return np.moveaxis(masks, 0, 2), np.array(class_ids, np.int32)
+        class_ids = np.array(class_ids, np.int32)
+        kept = class_ids > 0  # a class map may leave a class out
+        return np.moveaxis(masks[kept], 0, 2), class_ids[kept]
 
     def image_reference(self, image_id: int) -> Any:
         """The shapes that the image shows."""

@@ -62,6 +62,14 @@ def test_class_map_merges_and_leaves_out():
         assert dataset.source_class_ids == {"": [0], "coco": [0, 1], "voc": [0, 1, 2]}
 
 
+def test_a_mapped_name_joins_the_class_that_has_it():
+    for class_map in ({"voc.3": "person"}, {"coco.1": "bird"}):
+        dataset = two_sources(class_map=class_map)
+        key, name = next(iter(class_map.items()))
+        assert dataset.class_names.count(name) == 1 and dataset.num_classes == {"person": 3, "bird": 4}[name]
+        assert dataset.class_names[dataset.map_source_class_id(key)] == name
+
+
 def test_repeated_image_id_is_reported(caplog):
     dataset = two_sources()
     dataset.add_image("coco", image_id=77, path="c.jpg")

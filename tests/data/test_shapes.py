@@ -42,6 +42,17 @@ def test_masks_are_the_visible_shapes():
     assert counts == {1, 2, 3, 4}
 
 
+def test_a_class_map_leaves_shapes_out():
+    dataset = shapes(20, 128, 128)
+    dataset.prepare({"shapes.2": None})
+    assert dataset.class_names == ["BG", "square", "triangle"]
+    for image_id in dataset.image_ids:
+        masks, class_ids = dataset.load_mask(image_id)
+        names = [name for name, _, _ in dataset.specification(image_id)[1] if name != "circle"]
+        assert [dataset.class_names[class_id] for class_id in class_ids] == names
+        assert masks.shape[2] == len(names)
+
+
 def test_sizes_follow_matterport():
     dataset = shapes(60, 128, 128)
     for image_id in dataset.image_ids:
