@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.data.dataset import Dataset, SampleError
-from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings
+from kmrcnn.data.dataset import Dataset
+from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings, reason
 from kmrcnn.data.resize_plan import plan_for
 from kmrcnn.data.worker import WorkerProcess, pack_reader
 
@@ -192,12 +192,13 @@ class DataLoader:
         for image_id in dataset.image_ids:
             try:
                 shape = plan_for(config, *dataset.image_size(image_id)).shape
-            except SampleError as error:
-                self._note([(int(image_id), str(error))])
+            except Exception as error:  # user code may raise anything
+                self._note([(int(image_id), reason(dataset, image_id, error))])
                 continue
             groups.setdefault(shape, []).append(image_id)
         if not groups:
-            raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {self.bad_images[0]}")
+            first = next(iter(self.bad_images.values()))
+            raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {first}")
         if len(groups) > MAX_SHAPES:
             raise ValueError(
                 f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
@@ -213,6 +214,12 @@ def _check(dataset: Dataset, config: Any) -> None:
         raise ValueError(
             f"NUM_CLASSES is {config.NUM_CLASSES}, but the dataset has {dataset.num_classes} classes with "
             f"the background: {', '.join(dataset.class_names[:10])}"
+        )
+    classless = {info["source"] for info in dataset.image_info} - set(dataset.source_class_ids)
+    if classless:
+        raise ValueError(
+            f"Images of source {min(classless)!r}, but classes only of {[s for s in dataset.sources if s]}: give "
+            "add_class and add_image the same source"
         )
 
 

@@ -37,6 +37,13 @@ def reader_settings(config: Any) -> SimpleNamespace:
     return SimpleNamespace(**{name: getattr(config, name) for name in _SETTINGS})
 
 
+def reason(dataset: Dataset, image_id: int, error: Exception) -> str:
+    """Why an image cannot be used, with its name."""
+    if isinstance(error, SampleError):
+        return str(error)
+    return f"{dataset.describe(image_id)}: {type(error).__name__}: {error}"
+
+
 @dataclass
 class Sample:
     """One molded image [H, W, C] before mean subtraction with its N instances, unpadded."""
@@ -80,7 +87,7 @@ class SampleReader:
             # User code and decoders may raise anything; the reason is passed on and counted.
             except Exception as error:
                 first = first or error
-                failures.append((candidate, self._reason(candidate, error)))
+                failures.append((candidate, reason(self.dataset, candidate, error)))
             if order is None:
                 order = np.random.default_rng((self.seed, pass_index, image_id, 1)).permutation(members)
                 order = order[order != image_id][:_MAX_TRIES]
@@ -88,11 +95,6 @@ class SampleReader:
                 raise RuntimeError(f"None of {tries + 1} images can be used. {failures[0][1]}") from first
             candidate = int(order[tries])
             tries += 1
-
-    def _reason(self, image_id: int, error: Exception) -> str:
-        if isinstance(error, SampleError):
-            return str(error)
-        return f"{self.dataset.describe(image_id)}: {type(error).__name__}: {error}"
 
     def sample(self, pass_index: int, bucket: int, image_id: int) -> Sample:
         """One sample; SampleError when the image does not have its bucket's shape."""

@@ -128,10 +128,19 @@ def plan_bucket(
 
 
 def plan_for(config: Any, height: int, width: int, rng: np.random.Generator | None = None) -> ResizePlan:
-    """The plan that a Config asks for: its IMAGE_SHAPES, or its IMAGE_RESIZE_MODE without them."""
+    """The plan that a Config asks for: its IMAGE_SHAPES, or its IMAGE_RESIZE_MODE without them.
+
+    Raises ValueError for an image that mode "none" cannot take.
+    """
     limits = (config.IMAGE_MIN_DIM, config.IMAGE_MAX_DIM, config.IMAGE_MIN_SCALE)
     if config.IMAGE_SHAPES:
         return plan_bucket(height, width, config.IMAGE_SHAPES, *limits)
+    divisor = config.IMAGE_DIVISOR
+    if config.IMAGE_RESIZE_MODE == "none" and (height % divisor or width % divisor):
+        raise ValueError(
+            f"IMAGE_RESIZE_MODE 'none' takes images whose sides are multiples of IMAGE_DIVISOR={divisor}, found "
+            f"{height} x {width}; 'pad64' pads them"
+        )
     return plan_resize(
         height, width, *limits, mode=config.IMAGE_RESIZE_MODE, divisor=config.IMAGE_DIVISOR, rng=rng
     )

@@ -209,6 +209,18 @@ def test_pad64_groups_by_shape_up_to_a_limit():
         DataLoader(dataset, config)
 
 
+def test_mode_none_takes_sizes_that_fit_the_model(caplog):
+    dataset = mixed()
+    dataset.load_shapes(2, 128, 192, start=7)
+    dataset.prepare()
+    loader = DataLoader(dataset, make_config(IMAGE_RESIZE_MODE="none", IMAGES_PER_GPU=2), shuffle=False)
+    assert loader.batches_per_pass == 1 and image_ids(loader.batch(0)) == [5, 6]
+    assert set(loader.bad_images) == {0, 1, 2, 3, 4}
+    assert "image 0 (shapes.0-0): ValueError: IMAGE_RESIZE_MODE 'none'" in caplog.text
+    with pytest.raises(RuntimeError, match="None of 5 images.*multiples of IMAGE_DIVISOR=64, found 100 x 150"):
+        DataLoader(mixed(), make_config(IMAGE_RESIZE_MODE="none"))
+
+
 def test_an_image_that_is_not_its_declared_size_is_bad(caplog):
     dataset = mixed()
     dataset.image_info[0]["height"] = 100
@@ -224,6 +236,11 @@ def test_unfit_datasets_are_refused():
         DataLoader(shapes(), make_config(NUM_CLASSES=2))
     with pytest.raises(ValueError, match="no images"):
         DataLoader(Dataset(), make_config())
+    dataset = shapes()
+    dataset.add_image("shape", image_id=0, path=None)
+    dataset.prepare()
+    with pytest.raises(ValueError, match="Images of source 'shape', but classes only of \\['shapes'\\]"):
+        DataLoader(dataset, make_config())
 
 
 def test_processes_only_where_they_can_work():
