@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,21 +47,13 @@ def apply_augmentation(
     return new_image, new_masks if new_masks.dtype == bool else new_masks > 0
 
 
-@functools.lru_cache(maxsize=64)
-def _positional_count(function: Callable) -> int:
-    kinds = [p.kind for p in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 3
-    return sum(
-        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
-    )
-
-
 def _takes_rng(augmentation: Callable) -> bool:
-    try:
-        return _positional_count(augmentation) >= 3
-    except TypeError:  # unhashable callables are not cached
-        return _positional_count.__wrapped__(augmentation) >= 3
+    """Whether there is a third positional argument: a required one, *args, or one named rng."""
+    parameters = list(inspect.signature(augmentation).parameters.values())
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(places) > 2 and (places[2].default is places[2].empty or places[2].name == "rng")
 
 
 def _run_imgaug(augmenter: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:

@@ -88,6 +88,8 @@ def test_callables_with_and_without_rng():
         lambda a, b: (a + 1, b),
         lambda a, b, rng: (a + 1, b),
         lambda *both: (both[0] + 1, both[1]),
+        lambda a, b, step=1: (a + step, b),
+        lambda a, b, rng=None: (a + (rng is not None), b),
     ):
         new_image, new_masks = apply_augmentation(function, image, masks.astype(np.uint8), rng)
         np.testing.assert_array_equal(new_image, image + 1)
