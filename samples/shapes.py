@@ -83,15 +83,17 @@ def main() -> None:
     """Command line; see the top of this file."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--seed", type=int, default=0, help="of the weights, the pictures and the sampling")
-    arguments.add_argument("--epochs", type=int, default=8)
+    arguments.add_argument("--epochs", type=int, default=6)
     arguments.add_argument("--steps", type=int, default=125, help="steps per epoch (default: %(default)s)")
     arguments.add_argument("--eval-images", type=int, default=200, help="held-out pictures to evaluate on")
     arguments.add_argument("--pictures", type=int, default=8, help="pictures of detections to write")
     arguments.add_argument("--out", type=Path, default=common.ROOT / "results" / "shapes")
     arguments.add_argument("--logs", default=str(common.ROOT / "logs"))
-    args = arguments.parse_args()
+    arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=4")
+    args = arguments.parse_intermixed_args()
 
     config = ShapesConfig()
+    config.override(args.overrides)
     config.SEED, config.STEPS_PER_EPOCH = args.seed, args.steps
     checkpoint = train(config, args.epochs, args.logs)
 

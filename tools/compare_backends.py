@@ -45,9 +45,10 @@ def main() -> None:
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     arguments.add_argument("--epochs", type=int, default=4)
     arguments.add_argument("--steps", type=int, default=125)
-    args = arguments.parse_args()
+    arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the sample's configuration")
+    args = arguments.parse_intermixed_args()
 
-    options = [f"--epochs={args.epochs}", f"--steps={args.steps}"]
+    options = [f"--epochs={args.epochs}", f"--steps={args.steps}", *args.overrides]
     means = {}
     print("| backend | seed | box AP | mask AP | minutes |\n|---|---|---|---|---|")
     for backend in args.backends:
