@@ -44,7 +44,7 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     """Masks [H, W, N] -> N run-length encodings whose counts are text, ready for JSON."""
     if masks.shape[-1] == 0:
         return []
-    encoded = rle_tools.encode(np.asfortranarray(masks.astype(np.uint8)))
+    encoded = rle_tools.encode(np.asfortranarray(masks.astype(bool).view(np.uint8)))
     return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()} for rle in encoded]
 
 
@@ -112,8 +112,8 @@ def dataset_to_coco(dataset: Any, image_ids: Iterable[int] | None = None) -> COC
         try:
             masks, class_ids = dataset.load_mask(image_id)
             height, width = masks.shape[:2] if len(class_ids) else dataset.load_image(image_id).shape[:2]
-        except (ValueError, OSError) as error:
-            logger.warning("image %s is left out of the ground truth: %s", image_id, error)
+        except Exception as error:  # a user's load_mask may raise anything
+            logger.warning("image %s is left out of the ground truth: %s", image_id, _words(error))
             continue
         key = _image_id(dataset, image_id)
         images.append({"id": key, "height": int(height), "width": int(width)})
@@ -188,7 +188,8 @@ def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int) -> tup
     """COCO result entries of all images, the ids that could not be read, and the seconds spent in `detect`."""
     config = model.config
     if config.IMAGE_RESIZE_MODE != "square":
-        image_ids = sorted(image_ids, key=dataset.image_size)  # equal shapes together fill the batches
+        # Equal shapes together fill the batches.
+        image_ids = sorted(image_ids, key=lambda image_id: _image_size(dataset, image_id))
     results, skipped, seconds = [], [], 0.0
     with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not verbose) as progress:
         for first in range(0, len(image_ids), config.BATCH_SIZE):
@@ -209,10 +210,21 @@ def _load(dataset: Any, image_ids: list[int], skipped: list[int]) -> dict[int, n
     for image_id in image_ids:
         try:
             images[image_id] = dataset.load_image(image_id)
-        except (ValueError, OSError) as error:
-            logger.warning("image %s counts as one without detections: %s", image_id, error)
+        except Exception as error:  # a user's load_image may raise anything
+            logger.warning("image %s counts as one without detections: %s", image_id, _words(error))
             skipped.append(int(image_id))
     return images
+
+
+def _image_size(dataset: Any, image_id: int) -> tuple[int, int]:
+    try:
+        return dataset.image_size(image_id)
+    except Exception:  # `_load` will say so
+        return (0, 0)
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _report(results: CocoResults, predict_seconds: float, total_seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+logger = logging.getLogger("kmrcnn.evaluation")
 
 # Order of COCOeval.stats.
 STAT_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -70,7 +73,8 @@ def coco_stats(
     """Score detections against a COCO ground truth.
 
     Args:
-        coco_gt: ground truth; annotation ids that COCOeval cannot work with (0, text) are renumbered.
+        coco_gt: ground truth; annotation ids that COCOeval cannot work with (0, text) are renumbered, and
+            annotations without a box or an outline, where that is scored, are left out.
         results: dicts with image_id, category_id, score and bbox ([x, y, w, h], for "bbox") or segmentation
             (RLE, for "segm"). May be empty.
         iou_type: "bbox" or "segm".
@@ -81,7 +85,7 @@ def coco_stats(
     """
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type: found {iou_type!r}, expected 'bbox' or 'segm'")
-    coco_gt = _usable(coco_gt)
+    coco_gt = _usable(coco_gt, "bbox" if iou_type == "bbox" else "segmentation")
     detections = index_coco(coco_gt, [_detection(row, iou_type, coco_gt) for row in results])
     text = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -120,11 +124,17 @@ def index_coco(like: COCO, annotations: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _usable(coco_gt: COCO) -> COCO:
-    """COCOeval stores matches as numbers in which 0 means none, so that a real id 0 would count as a miss."""
-    if all(isinstance(key, int) and key > 0 for key in coco_gt.anns):
+def _usable(coco_gt: COCO, field: str) -> COCO:
+    """COCOeval fails on annotations without what is scored. It stores matches as numbers in which 0 means none, so
+    that a real id 0 would count as a miss."""
+    every = coco_gt.dataset.get("annotations", [])
+    rows = [row for row in every if row.get(field)]
+    lost = len(every) - len(rows)
+    if lost:
+        logger.warning("%d annotations of the ground truth have no %s and are left out", lost, field)
+    elif all(isinstance(key, int) and key > 0 for key in coco_gt.anns):
         return coco_gt
-    return index_coco(coco_gt, coco_gt.dataset["annotations"])
+    return index_coco(coco_gt, rows)
 
 
 def _class_scores(evaluation: COCOeval, coco_gt: COCO) -> tuple[ClassScore, ...]:

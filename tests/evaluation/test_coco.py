@@ -8,11 +8,12 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from kmrcnn.config import Config
 from kmrcnn.data.dataset import Dataset
-from kmrcnn.evaluation.coco import build_coco_results, coco_stats, dataset_to_coco, evaluate_coco
+from kmrcnn.evaluation.coco import build_coco_results, coco_stats, dataset_to_coco, encode_masks, evaluate_coco
 from kmrcnn.evaluation.coco_stats import STAT_NAMES
 
 pytestmark = pytest.mark.once
@@ -171,6 +172,42 @@ def test_unreadable_image_counts_as_undetected(caplog):
     assert results.skipped == [1]
     assert results["segm"].ap == pytest.approx((1 + 0.5049504950) / 2)
     assert "image 1" in caplog.text
+
+
+def test_unreadable_size_or_mask_ends_nothing(caplog):
+    class Broken(Boxes):
+        def image_size(self, image_id):
+            if image_id == 0:
+                raise OSError("no such file")
+            return 64, 64
+
+        def load_mask(self, image_id):
+            return {}["lost"] if image_id == 1 else super().load_mask(image_id)
+
+    dataset = Broken()
+    model = Oracle(dataset)
+    model.config.IMAGE_RESIZE_MODE = "none"
+    results = evaluate_coco(model, dataset, eval_type="both", verbose=0)
+    assert results["bbox"].ap == results["segm"].ap == pytest.approx(1)
+    assert "image 1 is left out of the ground truth: KeyError: 'lost'" in caplog.text
+
+
+def test_annotations_without_an_outline_are_left_out(caplog):
+    dataset = Boxes()
+    rows = dataset_to_coco(dataset).dataset
+    broken = {**rows["annotations"][0], "id": 99, "segmentation": []}
+    truth = COCO()
+    truth.dataset = {**rows, "annotations": [broken, *rows["annotations"]]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    assert evaluate_coco(Oracle(dataset), dataset, truth, "segm", verbose=0)["segm"].ap == pytest.approx(1)
+    assert "1 annotations of the ground truth have no segmentation" in caplog.text
+
+
+def test_masks_of_any_number_type_are_encoded():
+    masks = np.array([[[0.0, 255.0], [0.7, 1.0]]])
+    for kind in (masks, np.ceil(masks).astype(np.uint8), masks > 0):
+        assert [rle_tools.area(rle) for rle in encode_masks(kind)] == [1, 2]
 
 
 def test_build_coco_results_is_plain_json():
