@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from kmrcnn.data.box_math import compute_overlaps
 from kmrcnn.evaluation.matches import (
     compute_ap,
     compute_ap_range,
     compute_iou,
     compute_matches,
-    compute_overlaps,
     compute_overlaps_masks,
     compute_recall,
     trim_zeros,

@@ -1,4 +1,4 @@
-"""IoU and deltas of boxes in numpy, for the debugging targets. y1x1y2x2 pixels, half-open."""
+"""IoU and deltas of boxes in numpy, for debugging targets and metrics. y1x1y2x2 pixels, half-open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import numpy as np
 
 def compute_overlaps(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
     """IoU (N, M) of boxes (N, 4) and (M, 4), float64; boxes without area give 0."""
-    first, second = np.float64(boxes1)[:, None], np.float64(boxes2)[None]
+    first = np.asarray(boxes1, np.float64).reshape(-1, 1, 4)
+    second = np.asarray(boxes2, np.float64).reshape(1, -1, 4)
     sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
     inner = np.maximum(sides, 0).prod(axis=2)
     union = (

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from kmrcnn.data.box_math import compute_overlaps
+
 Matches = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -20,14 +22,6 @@ def compute_iou(box: np.ndarray, boxes: np.ndarray, box_area: float, boxes_area:
     return _ratio(np.maximum(height, 0) * np.maximum(width, 0), box_area, boxes_area)
 
 
-def compute_overlaps(boxes1: np.ndarray, boxes2: np.ndarray) -> np.ndarray:
-    """IoU of boxes (N, 4) with boxes (M, 4) -> float64 (N, M)."""
-    boxes1 = np.asarray(boxes1, np.float64).reshape(-1, 1, 4)
-    boxes2 = np.asarray(boxes2, np.float64).reshape(1, -1, 4)
-    sides = np.minimum(boxes1[..., 2:], boxes2[..., 2:]) - np.maximum(boxes1[..., :2], boxes2[..., :2])
-    return _ratio(np.prod(np.maximum(sides, 0), -1), _area(boxes1), _area(boxes2))
-
-
 def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray:
     """IoU of masks [H, W, N] with masks [H, W, M], each true above 0.5 -> float32 (N, M)."""
     count1, count2 = masks1.shape[-1], masks2.shape[-1]
@@ -36,10 +30,6 @@ def compute_overlaps_masks(masks1: np.ndarray, masks2: np.ndarray) -> np.ndarray
     flat1 = (masks1 > 0.5).reshape(-1, count1).astype(np.float32)
     flat2 = (masks2 > 0.5).reshape(-1, count2).astype(np.float32)
     return _ratio(flat1.T @ flat2, flat1.sum(0)[:, None], flat2.sum(0)[None])
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def _ratio(intersection: np.ndarray, area1: np.ndarray | float, area2: np.ndarray) -> np.ndarray:
