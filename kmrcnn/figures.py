@@ -108,7 +108,8 @@ class Picture:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Any image [H, W, C] in 0..255 -> a new uint8 [H, W, 3]: the first three channels, or the first one thrice."""
+    """Any image [H, W, C] or [H, W] in 0..255 -> a new uint8 [H, W, 3]: the first three channels, or one thrice."""
+    image = image[..., None] if image.ndim == 2 else image
     rgb = image[..., :3] if image.shape[-1] > 2 else np.repeat(image[..., :1], 3, axis=-1)
     return np.clip(rgb, 0, 255).astype(np.uint8)
 

@@ -82,7 +82,7 @@ def display_instances(
     """An image with its instances: boxes, masks with their contours, and labels such as "cat 0.987".
 
     Args:
-        image: [H, W, 3] uint8.
+        image: [H, W, 3] uint8, or grey [H, W].
         boxes, masks, class_ids, scores: (N, 4), [H, W, N], (N,), (N,); rows whose box is zero are skipped.
             A negative class id is a crowd. `masks` may be None with show_mask=False.
         colors, captions: one for each instance, instead of the built-in ones.
@@ -271,7 +271,8 @@ def plot_overlaps(
     rows, cols = np.shape(overlaps)
     picture = Picture((3 + 0.75 * max(cols, 4), 2 + 0.55 * max(rows, 4)), None, save_path, return_image)
     axes = picture.ax
-    axes.imshow(np.reshape(overlaps, (rows, cols)), "Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    if rows and cols:
+        axes.imshow(overlaps, "Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     labels = [f"{_class_name(class_names, class_id)} ({score:.2f})"
               for class_id, score in zip(pred_class_ids, pred_scores, strict=False)]
     axes.set_yticks(np.arange(len(labels)), labels)

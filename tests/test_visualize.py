@@ -141,6 +141,27 @@ def test_no_instances_still_draw_the_image(scene, capsys):
         visualize.display_instances(scene.image, scene.boxes, scene.masks, scene.class_ids[:2], NAMES)
 
 
+@pytest.mark.filterwarnings("error")
+def test_nothing_found_and_nothing_to_find(scene):
+    none, no_masks, no_ids = np.zeros((0, 4)), np.zeros((64, 96, 0), bool), np.zeros(0, int)
+    for picture in [
+        visualize.plot_overlaps([1, 2], [], [], np.zeros((0, 2)), NAMES, return_image=True),
+        visualize.plot_overlaps([], [1], [0.9], np.zeros((1, 0)), NAMES, return_image=True),
+        visualize.draw_rois(scene.image, none, none, np.zeros((0, 28, 28)), no_ids, NAMES, return_image=True),
+        visualize.draw_boxes(scene.image, none, none, no_masks, [], [], return_image=True),
+        visualize.display_top_masks(scene.image, no_masks, no_ids, NAMES, return_image=True),
+        visualize.display_images([], return_image=True),
+    ]:
+        assert picture.ndim == 3 and picture.dtype == np.uint8
+
+
+def test_a_grey_image_is_drawn_grey(scene):
+    arguments = scene.boxes[:1], scene.masks[..., :1], scene.class_ids[:1], NAMES
+    grey, rgb = (visualize.display_instances(image, *arguments, return_image=True)
+                 for image in (scene.image[..., 0], scene.image))
+    np.testing.assert_array_equal(grey, rgb)
+
+
 def test_differences_without_ground_truth_or_predictions(scene):
     nothing = np.zeros((0, 4)), np.zeros(0, int)
     no_masks = np.zeros((64, 96, 0), bool)
