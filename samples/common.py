@@ -94,6 +94,8 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, 
         run: arguments that `recall` gives back.
     """
     notes = {**(run or {}), "classes": list(training.class_names)}
+    if "dataset" in notes:
+        notes["dataset"] = str(Path(notes["dataset"]).resolve())  # found again from any folder
     callbacks = [keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))]
     if optimizer == "adamw":
         model.compile(optimizer=keras.optimizers.AdamW(

@@ -39,7 +39,11 @@ def image_files(path: Path) -> list[Path]:
 def on_images(model: MaskRCNN, paths: list[Path], names: list[str], out: Path) -> None:
     """Write one picture for each image file."""
     for path in paths:
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow reports broken files by any of these
+            print(f"{path.name}: left out: {error}")
+            continue
         found = model.detect([image])[0]
         target = out / f"{path.stem}_detections.png"
         common.write_image(target, draw(image, found, names))

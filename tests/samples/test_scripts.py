@@ -32,14 +32,16 @@ def test_shapes_trains_evaluates_and_draws(run, tmp_path, capsys):
     assert_picture(tmp_path / "out" / "shapes_000.png")
 
 
-def test_coco_run_remembers_and_resumes(run, coco_folder, tmp_path, capsys):
+def test_coco_run_remembers_and_resumes(run, coco_folder, tmp_path, capsys, monkeypatch):
     logs = f"--logs={tmp_path / 'logs'}"
-    run("coco", "train", f"--dataset={coco_folder}", "--year=2017", "--model=none", "--images=2", "--epochs=1", logs,
+    run("coco", "train", "--dataset=coco", "--year=2017", "--model=none", "--images=2", "--epochs=1", logs,
         *TINY)
     folder, = (tmp_path / "logs").iterdir()
     assert (folder / "mask_rcnn_coco_0001.h5").exists()
 
     capsys.readouterr()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     run("coco", "evaluate", "--model=last", logs)
     printed = capsys.readouterr().out
     assert printed.count("Average Precision") == 12
@@ -120,7 +122,7 @@ def test_nucleus_best_score_keeps_a_shared_pixel(samples):
     assert nucleus.encode_masks(np.zeros((1, 3, 0), bool), np.zeros(0)) == [""]
 
 
-def test_balloon_train_and_splash(run, tmp_path):
+def test_balloon_train_and_splash(run, tmp_path, capsys):
     regions = {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [10, 50, 50, 10],
                                           "all_points_y": [8, 8, 40, 40]}, "region_attributes": {}}}
     for subset in ("train", "val"):
@@ -134,8 +136,10 @@ def test_balloon_train_and_splash(run, tmp_path):
     assert_picture(picture)
 
     out = tmp_path / "found"
+    (tmp_path / "data" / "val" / "0.png").write_bytes(b"not an image")
     run("demo", tmp_path / "data" / "val", "--model=last", "--name=balloon", f"--out={out}", logs)
     assert_picture(out / "a_detections.png")
+    assert "0.png: left out: cannot identify image file" in capsys.readouterr().out
 
 
 def test_color_splash_keeps_colour_inside_masks_only(samples):
