@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -20,8 +21,8 @@ _SUBMODULES = ("config", "data", "engine", "evaluation", "layers", "losses", "mo
 
 
 def _choose_backend() -> None:
-    """Point Keras at an installed backend when the user has not chosen one."""
-    if "KERAS_BACKEND" in os.environ:
+    """Point Keras at an installed backend when the user has not chosen one, by variable or by importing Keras."""
+    if "KERAS_BACKEND" in os.environ or "keras" in sys.modules:
         return
     for backend in ("torch", "tensorflow", "jax"):
         if importlib.util.find_spec(backend) is not None:

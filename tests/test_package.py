@@ -68,6 +68,16 @@ print(keras.backend.backend(), MaskRCNN.__name__)
     assert result.stdout.split() == [backend, "MaskRCNN"], result.stderr
 
 
+@pytest.mark.once
+def test_keras_that_is_imported_already_keeps_its_backend():
+    """The variable would only contradict it."""
+    result = subprocess.run([sys.executable, "-c", "import sys, os; sys.modules['keras'] = sys; import kmrcnn; "
+                             "assert 'KERAS_BACKEND' not in os.environ"], cwd=ROOT, capture_output=True, text=True,
+                            check=False, env={name: value for name, value in os.environ.items()
+                                              if name != "KERAS_BACKEND"} | {"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stderr
+
+
 def rooms() -> dict[str, int]:
     """Row of docs/ARCHITECTURE.md's table for each module or folder of the package."""
     table = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8").split("| room |")[1].split("\n\n")[0]
