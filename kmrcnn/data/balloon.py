@@ -31,15 +31,21 @@ class BalloonDataset(Dataset):
         source: str = "balloon",
         class_name: str = "balloon",
     ) -> None:
-        """Add the images of a VIA annotation export or project file, all regions one class."""
+        """Add the images of a VIA annotation export or project file, all regions one class.
+
+        Raises ValueError for a file of another kind.
+        """
         self.add_class(source, 1, class_name)
         with open(annotation_file, encoding="utf-8") as file:
             data = json.load(file)
-        for entry in data.get("_via_img_metadata", data).values():
+        entries = data.get("_via_img_metadata", data).values() if isinstance(data, dict) else [data]
+        for entry in entries:
+            if not isinstance(entry, dict) or "filename" not in entry:
+                raise ValueError(f"{annotation_file} is not a VIA annotation file: an entry has no 'filename'")
             regions = entry.get("regions") or []
             # VIA 1 stores a dict of regions, VIA 2 a list.
             regions = list(regions.values()) if isinstance(regions, dict) else regions
-            shapes = [region["shape_attributes"] for region in regions]
+            shapes = [region.get("shape_attributes", {}) for region in regions]
             if shapes:
                 path = os.path.join(image_dir, entry["filename"])
                 self.add_image(source, image_id=entry["filename"], path=path, regions=shapes)

@@ -51,7 +51,7 @@ class CocoJsonDataset(Dataset):
         ValueError for a file that is not COCO json.
         """
         data = _parse(annotation_file)
-        known = {category["id"]: category["name"] for category in data["categories"]}
+        known = {category["id"]: category.get("name", f"class {category['id']}") for category in data["categories"]}
         wanted = sorted(known) if class_ids is None else list(class_ids)
         missing = [class_id for class_id in wanted if class_id not in known]
         if missing:
@@ -86,7 +86,7 @@ class CocoJsonDataset(Dataset):
             elif image_id is None or not all(image.get(key) for key in ("file_name", "width", "height")):
                 self.problems.append((image_id, "image entry without id, file_name, width or height"))
             else:
-                images[image_id] = image
+                images[image_id] = {**image, "width": int(image["width"]), "height": int(image["height"])}
         return images
 
     def _annotations(

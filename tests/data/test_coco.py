@@ -168,6 +168,14 @@ def test_an_image_entry_without_a_size_is_reported(coco_file):
     assert dataset.problems == [(2, "image entry without id, file_name, width or height")]
 
 
+def test_sizes_as_fractions_and_categories_without_a_name(coco_file):
+    path = coco_file(images=[(1, 30.0, 40.0)], annotations=[annotation(1)], categories=[(1, "thing")], pictures=False)
+    path.write_text(path.read_text().replace(', "name": "thing"', ""))
+    dataset = load(path)
+    assert dataset.class_names == ["BG", "class 1"]
+    assert dataset.load_mask(0)[0].shape == (30, 40, 1)
+
+
 def test_corrupt_rle_names_the_image(coco_file):
     lying = {**rle(np.eye(60, 80, dtype=bool)), "size": [30, 40]}
     dataset = load(coco_file(annotations=[annotation(8, segmentation=lying)]))

@@ -145,6 +145,13 @@ def test_regions_without_pixels_are_left_out_and_reported(tmp_path, caplog):
     assert "image 0 (balloon.a.png" in caplog.text and "7 regions cover no pixel" in caplog.text
 
 
+@pytest.mark.parametrize("data", [{"images": [], "categories": []}, [1], {"a": {"regions": []}}])
+def test_a_file_that_is_not_vias_says_so(tmp_path, data):
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="x.json is not a VIA annotation file"):
+        BalloonDataset().load_via(tmp_path / "x.json", tmp_path)
+
+
 def test_unknown_balloon_subset(tmp_path):
     with pytest.raises(ValueError, match="Subset 'test': expected train or val"):
         BalloonDataset().load_balloon(tmp_path, "test")
