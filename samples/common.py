@@ -128,8 +128,9 @@ def video_reader(path: Path) -> tuple[float, Iterator[np.ndarray]]:
 
 
 def video_writer(path: Path, fps: float):
-    """A context manager whose append_data(frame) adds a frame."""
-    return _imageio().get_writer(str(path), fps=fps, macro_block_size=1)
+    """A context manager whose append_data(frame) adds a frame. Odd sizes get one more row or column: H.264 needs it."""
+    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]
+    return _imageio().get_writer(str(path), fps=fps, macro_block_size=1, output_params=even)
 
 
 def _imageio():

@@ -152,17 +152,18 @@ def test_color_splash_keeps_colour_inside_masks_only(samples):
     assert (balloon.color_splash(image, np.zeros((1, 2, 0), bool)).std(axis=-1) == 0).all()
 
 
-def test_video_goes_in_and_out(samples, tmp_path):
+@pytest.mark.parametrize("size, expected", [(IMAGE_SIZE, IMAGE_SIZE), ((47, 63), (48, 64))])
+def test_video_goes_in_and_out(samples, tmp_path, size, expected):
     pytest.importorskip("imageio_ffmpeg", reason="video is an extra: pip install 'kmrcnn[video]'")
     import common
 
-    frames = np.random.default_rng(0).integers(0, 255, (4, *IMAGE_SIZE, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 255, (4, *size, 3), np.uint8)
     with common.video_writer(tmp_path / "a.mp4", 10.0) as video:
         for frame in frames:
             video.append_data(frame)
     fps, read = common.video_reader(tmp_path / "a.mp4")
     read = list(read)
-    assert fps == 10.0 and len(read) == 4 and read[0].shape == (*IMAGE_SIZE, 3)
+    assert fps == 10.0 and len(read) == 4 and read[0].shape == (*expected, 3)
 
 
 def test_video_without_its_packages_says_what_to_install(samples, monkeypatch, tmp_path):
