@@ -12,6 +12,7 @@ from kmrcnn.config import Config
 from tests.reference import detector as reference
 
 STD = np.array([0.1, 0.1, 0.2, 0.2])
+LEVELS = ("fpn_p2", "fpn_p3", "fpn_p4", "fpn_p5")
 WHOLE = np.array([0.0, 0.0, 1.0, 1.0], "float32")
 
 
@@ -53,8 +54,16 @@ def detector():
 
 
 @pytest.fixture(scope="module")
-def image():
-    return np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+def parts(detector):
+    """Arrays of the inference graph, asked for as the notebook that inspects a model does."""
+    image = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    layers = [(name, detector.keras_model.get_layer(name).output) for name in ("input_image", "mrcnn_mask", "ROI")]
+    steps = {"pre_nms_anchors": "ROI/pre_nms_anchors:0", "refined_anchors": "ROI/refined_anchors:0",
+             "refined_anchors_clipped": "ROI/refined_anchors_clipped:0",
+             "post_nms_anchor_ix": "ROI/rpn_non_max_suppression/NonMaxSuppressionV3:0"}
+    steps = [(key, detector.ancestor(layers[-1][1], name)) for key, name in steps.items()]
+    return detector.run_graph([image], ["rpn_class", "rpn_bbox", "mrcnn_class", "mrcnn_bbox", "mrcnn_detection",
+                                        *LEVELS, *layers, *steps, "proposals"])
 
 
 def test_every_name_can_be_imported():
@@ -172,6 +181,7 @@ def test_detections_equal_the_reference(rng):
     np.testing.assert_allclose(found, reference.detections(rois, probs, deltas, window, 8, 0, 0.3, STD), atol=1e-4)
 
 
+@pytest.mark.once
 def test_resnet_has_matterports_layers():
     image = keras.Input((64, 64, 3))
     c1, *_, c4, c5 = modellib.resnet_graph(image, "resnet50", train_bn=False)
@@ -180,6 +190,7 @@ def test_resnet_has_matterports_layers():
     assert modellib.resnet_graph(image, "resnet18", stage5=True)[-1].shape[1:] == (2, 2, 512)
 
 
+@pytest.mark.once
 def test_blocks_have_matterports_weights():
     x = keras.Input((8, 8, 16))
     y = modellib.conv_block(x, 3, [4, 4, 16], 2, "a", strides=(1, 1), use_bias=False, train_bn=False)
@@ -192,19 +203,17 @@ def test_blocks_have_matterports_weights():
     assert weights["res3a_branch2a"] == [(1, 1, 16, 8), (8,)] and len(weights["bn3a_branch1"]) == 4
 
 
-def test_heads_equal_the_models(detector, image):
+def test_heads_equal_the_models(detector, parts):
     """The head functions, with a model's weights and its own normalised boxes, give its answers."""
-    levels = [f"fpn_p{level}" for level in (2, 3, 4, 5)]
-    parts = detector.run_graph([image], [*levels, "ROI", "mrcnn_class", "mrcnn_bbox", "mrcnn_detection", "mrcnn_mask"])
-    maps = [keras.Input((None, None, 16)) for _ in levels]
+    maps = [keras.Input((None, None, 16)) for _ in LEVELS]
     rois, boxes = keras.Input((30, 4)), keras.Input((8, 4))
     _, probs, deltas = modellib.fpn_classifier_graph(rois, maps, None, 7, 3, train_bn=False, fc_layers_size=32)
     masks = modellib.build_fpn_mask_graph(boxes, maps, None, 7, 3, train_bn=False)
     heads = keras.Model([rois, boxes, *maps], [probs, deltas, masks])
     for layer in filter(lambda layer: layer.weights, heads.layers):
         layer.set_weights(detector.keras_model.get_layer(layer.name).get_weights())
-    inputs = [parts["ROI"], parts["mrcnn_detection"][..., :4], *(parts[level] for level in levels)]
-    found = _np(heads([ops.convert_to_tensor(value) for value in inputs]))
+    inputs = [parts["ROI"], parts["mrcnn_detection"][..., :4], *(parts[level] for level in LEVELS)]
+    found = heads.predict_on_batch(inputs)
     for value, name in zip(found, ("mrcnn_class", "mrcnn_bbox", "mrcnn_mask"), strict=True):
         np.testing.assert_allclose(value, parts[name], rtol=1e-3, atol=1e-4)
 
@@ -220,39 +229,33 @@ def test_rpn_graph_is_the_rpn_model():
         assert found.shape == (1, 192, width)
 
 
-def test_steps_of_the_proposals_under_matterports_names(detector, image):
-    """As the notebook that inspects a model asks for them."""
-    pillar = detector.keras_model.get_layer("ROI").output
-    names = {"pre_nms_anchors": "ROI/pre_nms_anchors:0", "refined_anchors": "ROI/refined_anchors:0",
-             "refined_anchors_clipped": "ROI/refined_anchors_clipped:0",
-             "post_nms_anchor_ix": "ROI/rpn_non_max_suppression/NonMaxSuppressionV3:0"}
-    wanted = [(key, detector.ancestor(pillar, name)) for key, name in names.items()]
-    rpn = detector.run_graph([image], ["rpn_class", "rpn_bbox", *wanted, ("proposals", pillar)])
+def test_steps_of_the_proposals_equal_the_reference(detector, parts):
     anchors = detector.get_anchors((64, 64, 3))
-    scores, deltas = rpn["rpn_class"][0, :, 1], rpn["rpn_bbox"][0]
+    scores, deltas = parts["rpn_class"][0, :, 1], parts["rpn_bbox"][0]
     order = sorted(range(len(anchors)), key=lambda i: (-scores[i], i))[:200]
     refined = np.array([reference.decode(anchors[i], deltas[i], STD) for i in order])
     clipped = np.array([reference.clip(box, WHOLE) for box in refined])
-    np.testing.assert_allclose(rpn["pre_nms_anchors"][0], anchors[order], atol=1e-5)
-    np.testing.assert_allclose(rpn["refined_anchors"][0], refined, atol=1e-4)
-    np.testing.assert_allclose(rpn["refined_anchors_clipped"][0], clipped, atol=1e-4)
+    np.testing.assert_allclose(parts["pre_nms_anchors"][0], anchors[order], atol=1e-5)
+    np.testing.assert_allclose(parts["refined_anchors"][0], refined, atol=1e-4)
+    np.testing.assert_allclose(parts["refined_anchors_clipped"][0], clipped, atol=1e-4)
     kept = reference.greedy_nms(clipped, scores[order], 0.7, 30)
-    np.testing.assert_array_equal(rpn["post_nms_anchor_ix"], kept)
-    np.testing.assert_allclose(rpn["proposals"][0, : len(kept)], clipped[kept], atol=1e-4)
+    np.testing.assert_array_equal(parts["post_nms_anchor_ix"], kept)
+    np.testing.assert_allclose(parts["proposals"][0, : len(kept)], clipped[kept], atol=1e-4)
 
 
-def test_names_of_tensors(detector, image):
+def test_names_of_tensors(detector):
     find = detector.ancestor
     assert find(None, "ROI/rpn_non_max_suppression:0") is find(None, "post_nms_anchor_ix")
     assert find(None, "res2a_out/Relu:0") is detector.keras_model.get_layer("res2a_out").output
     assert find(None, "ROI/nothing:0") is None and find(None, "nothing") is None
-    layers = [(name, detector.keras_model.get_layer(name).output) for name in ("input_image", "mrcnn_mask", "ROI")]
-    found = detector.run_graph([image, image], ["proposals", "mrcnn_detection", *layers])
-    assert found["input_image"].shape == (2, 64, 64, 3) and found["mrcnn_mask"].shape == (2, 8, 14, 14, 3)
-    assert 0 <= found["mrcnn_mask"].min() and found["mrcnn_mask"].max() <= 1 and found["ROI"].max() <= 1
-    np.testing.assert_array_equal(found["ROI"], found["proposals"])
     with pytest.raises(ValueError, match="'nothing'"):
-        detector.run_graph([image], ["nothing"])
+        detector.run_graph([np.zeros((64, 64, 3), np.uint8)], ["nothing"])
+
+
+def test_layers_with_the_name_of_an_output_give_the_output(parts):
+    assert parts["input_image"].shape == (1, 64, 64, 3) and parts["mrcnn_mask"].shape == (1, 8, 14, 14, 3)
+    assert 0 <= parts["mrcnn_mask"].min() and parts["mrcnn_mask"].max() <= 1 and parts["ROI"].max() <= 1
+    np.testing.assert_array_equal(parts["ROI"], parts["proposals"])
 
 
 def test_inspected_model_can_be_saved(detector, tmp_path):
