@@ -101,7 +101,8 @@ class MaskRCNN:
 
     Args:
         mode: "training" or "inference".
-        config: settings; validated here. The initial weights follow from its SEED.
+        config: settings; validated here. The initial weights follow from its SEED. GPU_COUNT only multiplies the
+            batch: all of it runs on the backend's one default device.
         model_dir: folder of the runs' log folders.
 
     Attributes:
@@ -135,6 +136,7 @@ class MaskRCNN:
         pattern = re.compile(re.escape(self.config.NAME.lower()) + r"\d{8}T\d{4}")
         entries = sorted(os.listdir(self.model_dir)) if os.path.isdir(self.model_dir) else []
         runs = [os.path.join(self.model_dir, entry) for entry in entries if pattern.fullmatch(entry)]
+        runs = [run for run in runs if os.path.isdir(run)]
         if not runs:
             raise FileNotFoundError(errno.ENOENT, f"Could not find model directory under {self.model_dir}")
         for run in reversed(runs):
@@ -158,11 +160,15 @@ class MaskRCNN:
             What was loaded and what not; None for a `.weights.h5` file.
 
         Raises:
-            WeightMismatchError (a ValueError): the file does not fit. The model is unchanged.
+            WeightMismatchError (of a `.weights.h5` file ValueError, which it is a kind of): the file does not fit.
+            OSError: there is no such file, or it is broken.
+                After any error the model is unchanged.
         """
         filepath, report = os.fspath(filepath), None
         if filepath.endswith(".weights.h5"):
-            self.keras_model.load_weights(filepath)
+            if by_name or exclude:
+                raise ValueError(f"{filepath}: by_name and exclude work on Matterport's h5 files, not on Keras' own")
+            self._load_keras_weights(filepath)
         elif is_imagenet_file(filepath):
             report = load_imagenet_weights(self.keras_model, filepath, exclude=exclude)
         else:
@@ -374,6 +380,15 @@ class MaskRCNN:
         return results
 
     # ---- internal ----
+
+    def _load_keras_weights(self, filepath: str) -> None:
+        """Load a `.weights.h5` file; Keras assigns layer by layer, so an error would leave a mixture."""
+        before = self.keras_model.get_weights()
+        try:
+            self.keras_model.load_weights(filepath)
+        except BaseException:
+            self.keras_model.set_weights(before)
+            raise
 
     def _require(self, mode: str) -> None:
         if self.mode != mode:

@@ -85,7 +85,11 @@ def dataset_paths(filepath: str | os.PathLike) -> list[str]:
 def _open(filepath: str | os.PathLike) -> h5py.File:
     if not os.path.exists(filepath):
         raise FileNotFoundError(f"Weight file not found: {os.fspath(filepath)}")
-    return h5py.File(filepath, "r")
+    try:
+        return h5py.File(filepath, "r")
+    except OSError as error:
+        raise OSError(f"{os.fspath(filepath)} is no readable HDF5 weight file, perhaps a broken download: "
+                      f"{error}") from error
 
 
 def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:

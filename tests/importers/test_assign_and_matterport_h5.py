@@ -170,8 +170,17 @@ def test_a_file_that_is_absent_or_broken(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.h5"):
         load_weights(_model(), tmp_path / "nowhere.h5")
     (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"text\.h5 is no readable HDF5"):
         load_weights(_model(), tmp_path / "text.h5")
+
+
+def test_a_truncated_file_changes_nothing(path):
+    save_weights(_model(seed=1), path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    target = _model(seed=2)
+    with pytest.raises(OSError, match=r"weights\.h5 is no readable HDF5.*truncated"):
+        load_weights(target, path)
+    _assert_equal(target, _model(seed=2))
 
 
 def test_failing_write_keeps_the_old_file(path, monkeypatch):
