@@ -121,9 +121,15 @@ def unmold_image(normalized_images: np.ndarray, config: Any) -> np.ndarray:
 def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
     """One image [H, W, C] made ready for detection by the Config's resize rule.
 
-    Returns (molded float32 [h, w, C], image meta (12 + NUM_CLASSES,), window in molded pixels).
+    Returns (molded float32 [h, w, C], image meta (12 + NUM_CLASSES,), window in molded pixels). Raises ValueError
+    where mode "crop", which is for training, would cut off a part of the image, or mode "none" cannot take it.
     """
     plan = plan_for(config, *image.shape[:2])
+    if plan.shape != plan.resized and plan.crop:
+        raise ValueError(
+            f"IMAGE_RESIZE_MODE 'crop' would cut {plan.resized} pixels to {plan.shape}: detection needs the whole "
+            "image, set 'pad64' or 'square'"
+        )
     molded = plan.image(image)
     active = np.zeros(config.NUM_CLASSES, np.int32)
     meta = compose_image_meta(0, image.shape, molded.shape, plan.window, plan.scale, active)

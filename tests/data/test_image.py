@@ -182,6 +182,15 @@ def test_meta_sizes():
         assert len(compose_image_meta(0, (1, 1, 3), (1, 1, 3), (0, 0, 1, 1), 1, np.zeros(classes))) == size
 
 
+def test_detection_never_sees_a_part_of_an_image():
+    config = make_config(IMAGE_RESIZE_MODE="crop")
+    assert mold_input(np.zeros((64, 64, 3), np.uint8), config)[0].shape == (128, 128, 3)
+    with pytest.raises(ValueError, match="'crop' would cut"):
+        mold_input(np.zeros((64, 96, 3), np.uint8), config)
+    with pytest.raises(ValueError, match="'none' takes images whose sides are multiples of IMAGE_DIVISOR=64, found"):
+        mold_input(np.zeros((64, 96, 3), np.uint8), make_config(IMAGE_RESIZE_MODE="none"))
+
+
 def test_molding():
     config = make_config()
     image = np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8)
