@@ -110,6 +110,8 @@ class Config:
     DETECTION_MAX_INSTANCES = 100
     DETECTION_MIN_CONFIDENCE = 0.7
     DETECTION_NMS_THRESHOLD = 0.3
+    DETECTION_MULTI_CLASS = False  # False: a proposal counts for its best class (Matterport), True: for all (Detectron)
+    DETECTION_PRE_NMS_LIMIT = 1000  # with DETECTION_MULTI_CLASS: pairs of proposal and class that enter NMS
 
     # --- training
     LEARNING_RATE = 0.001

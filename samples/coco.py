@@ -57,6 +57,9 @@ class CocoScratchConfig(CocoConfig):
     POST_NMS_ROIS_TRAINING = 500
     POST_NMS_ROIS_INFERENCE = 300
     TRAIN_ROIS_PER_IMAGE = 128
+    APPEND_GT_TO_ROIS = True  # the first proposals of an untrained network hit nothing
+    DETECTION_MULTI_CLASS = True
+    DETECTION_NMS_THRESHOLD = 0.5
     STEPS_PER_EPOCH = 50
     VALIDATION_STEPS = 2
     WEIGHT_DECAY = 0.0  # AdamW has its own

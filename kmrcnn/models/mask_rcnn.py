@@ -155,7 +155,8 @@ def target_layer(config: Config) -> DetectionTargetLayer:
 def detection_layer(config: Config) -> DetectionLayer:
     """The layer that makes the final detections, as a config has it."""
     return DetectionLayer(config.DETECTION_MAX_INSTANCES, config.DETECTION_MIN_CONFIDENCE,
-                          config.DETECTION_NMS_THRESHOLD, config.BBOX_STD_DEV, name="mrcnn_detection")
+                          config.DETECTION_NMS_THRESHOLD, config.BBOX_STD_DEV, config.DETECTION_MULTI_CLASS,
+                          config.DETECTION_PRE_NMS_LIMIT, name="mrcnn_detection")
 
 
 def _roi_align(pool_size: int, config: Config, name: str) -> PyramidROIAlign:

@@ -17,6 +17,7 @@ from kmrcnn.layers import (
     PyramidROIAlign,
     RPNTargetLayer,
 )
+from tests.ops.modes import every_mode, run
 from tests.reference import detector as reference
 
 STD = np.array([0.1, 0.1, 0.2, 0.2])
@@ -36,30 +37,31 @@ def _batch(array, count: int = 2):
     return np.stack([array] * count)
 
 
-@pytest.mark.parametrize("count", [1, 20, 400])
+@pytest.mark.parametrize("count", [1, 400])
 def test_proposals_equal_the_reference(count):
     rng = np.random.default_rng(count)
     anchors, deltas = _boxes(rng, count), rng.normal(0, 1, (2, count, 4)).astype("float32")
     foreground = rng.random((2, count)).astype("float32")
     probs = np.stack([1 - foreground, foreground], axis=-1)
     layer = ProposalLayer(30, 0.6, pre_nms_limit=150)
-    found = ops.convert_to_numpy(layer(probs, deltas, anchors, _batch(FRAME)))
-    for image in range(2):
-        expected = reference.proposals(probs[image], deltas[image], anchors, FRAME, 30, 0.6, 150, STD)
-        np.testing.assert_allclose(found[image], expected, atol=1e-3)
+    expected = [reference.proposals(probs[image], deltas[image], anchors, FRAME, 30, 0.6, 150, STD)
+                for image in range(2)]
+    for mode, found in every_mode(layer, probs, deltas, anchors, _batch(FRAME)):
+        np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=mode)
 
 
 def test_proposals_survive_nan_scores():
     rng = np.random.default_rng(0)
     anchors, probs = _boxes(rng, 10), rng.random((1, 10, 2)).astype("float32")
     probs[0, 3] = np.nan
-    found = ops.convert_to_numpy(ProposalLayer(10, 1.0)(probs, np.zeros((1, 10, 4), "float32"), anchors, FRAME[None]))
+    found = run(ProposalLayer(10, 1.0), probs, np.zeros((1, 10, 4), "float32"), anchors, FRAME[None])
     assert np.isfinite(found).all()
     assert (found.any(axis=-1)).sum() == 9
 
 
+@pytest.mark.parametrize("multi_class", [False, True])
 @pytest.mark.parametrize("confidence", [0, 0.4])
-def test_detections_equal_the_reference(confidence):
+def test_detections_equal_the_reference(confidence, multi_class):
     rng = np.random.default_rng(3)
     rois, classes = _boxes(rng, 60), 4
     rois[-3:] = 0
@@ -67,18 +69,27 @@ def test_detections_equal_the_reference(confidence):
     probs = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).astype("float32")
     deltas = rng.normal(0, 0.5, (2, 60, classes, 4)).astype("float32")
     window = np.array([[5, 5, 90, 80], [0, 0, 99, 99]], "float32")
-    layer = DetectionLayer(12, confidence, 0.3)
-    found = ops.convert_to_numpy(layer(_batch(rois), probs, deltas, window))
-    for image in range(2):
-        expected = reference.detections(rois, probs[image], deltas[image], window[image], 12, confidence, 0.3, STD)
-        np.testing.assert_allclose(found[image], expected, atol=1e-3)
+    layer = DetectionLayer(12, confidence, 0.3, multi_class=multi_class)
+    expected = [reference.detections(rois, probs[image], deltas[image], window[image], 12, confidence, 0.3, STD,
+                                     multi_class) for image in range(2)]
+    for mode, found in every_mode(layer, _batch(rois), probs, deltas, window):
+        np.testing.assert_allclose(found, expected, atol=1e-3, err_msg=mode)
+
+
+def test_equal_scores_keep_the_order_of_proposals_and_nan_is_no_detection():
+    rois = (np.arange(6)[:, None] * 12 + [0, 0, 10, 10]).astype("float32")[None]
+    probs = np.tile(np.array([0.2, 0.8], "float32"), (1, 6, 1))
+    probs[0, 2] = np.nan
+    found = run(DetectionLayer(8, 0), rois, probs, np.zeros((1, 6, 2, 4), "float32"), FRAME[None])
+    np.testing.assert_allclose(found[0, :5, :4], rois[0, [0, 1, 3, 4, 5]], atol=1e-5)
+    assert np.isfinite(found).all() and not found[0, 5:].any()
 
 
 def test_no_detections_are_zero_rows():
     probs = np.zeros((1, 5, 3), "float32")
     probs[..., 0] = 1
     rois = _boxes(np.random.default_rng(0), 5)[None]
-    found = ops.convert_to_numpy(DetectionLayer(4)(rois, probs, np.zeros((1, 5, 3, 4), "float32"), FRAME[None]))
+    found = run(DetectionLayer(4), rois, probs, np.zeros((1, 5, 3, 4), "float32"), FRAME[None])
     assert found.shape == (1, 4, 6) and not found.any()
 
 
@@ -96,16 +107,15 @@ def test_rpn_targets_equal_the_reference():
     boxes, ids = _ground_truth()
     anchors = np.concatenate([_boxes(rng, 80, 10, 40), boxes[0, :2] + 1, boxes[1, :1]]).astype("float32")
     seed = np.array([[3], [4]], "int32")
-    index, match, deltas = _np(RPNTargetLayer(200, 0.6, 0.3)(anchors, ids, boxes, seed))
-    for image in range(2):
-        label, matched = reference.anchor_labels(anchors, ids[image], boxes[image], 0.6, 0.3)
-        assert set(index[image][match[image] == 1]) == set(np.flatnonzero(label == 1))
-        assert set(index[image][match[image] == -1]) == set(np.flatnonzero(label == -1))
-        for row in np.flatnonzero(match[image] == 1):
-            anchor = index[image, row]
-            expected = reference.encode(anchors[anchor], boxes[image, matched[anchor]], STD)
-            np.testing.assert_allclose(deltas[image, row], expected, atol=1e-4)
-        assert not deltas[image][match[image] != 1].any()
+    for _, outputs in every_mode(RPNTargetLayer(200, 0.6, 0.3), anchors, ids, boxes, seed):
+        for image, (index, match, deltas) in enumerate(zip(*outputs, strict=True)):
+            label, matched = reference.anchor_labels(anchors, ids[image], boxes[image], 0.6, 0.3)
+            assert set(index[match == 1]) == set(np.flatnonzero(label == 1))
+            assert set(index[match == -1]) == set(np.flatnonzero(label == -1))
+            for row in np.flatnonzero(match == 1):
+                expected = reference.encode(anchors[index[row]], boxes[image, matched[index[row]]], STD)
+                np.testing.assert_allclose(deltas[row], expected, atol=1e-4)
+            assert not deltas[match != 1].any()
 
 
 def test_rpn_draws_at_most_half_positives_and_fills_with_negatives():
@@ -113,7 +123,7 @@ def test_rpn_draws_at_most_half_positives_and_fills_with_negatives():
     rng = np.random.default_rng(0)
     near = boxes[0, 0] + rng.uniform(-1, 1, (50, 4))
     anchors = np.concatenate([near, _boxes(rng, 300, 3, 6)]).astype("float32")
-    _, match, _ = _np(RPNTargetLayer(32)(anchors, ids, boxes, np.ones((2, 1), "int32")))
+    _, match, _ = run(RPNTargetLayer(32), anchors, ids, boxes, np.ones((2, 1), "int32"))
     assert (match[0] == 1).sum() == 16
     assert (match[0] == -1).sum() == 16
     assert (match[1] == -1).sum() >= 16
@@ -125,8 +135,8 @@ def test_rpn_compat_keeps_matterports_zero_overlap_tie():
     boxes, ids = np.zeros((1, 2, 4), "float32"), np.array([[1, 0]], "int32")
     boxes[0, 0] = [200, 200, 210, 210]
     args = (anchors, ids, boxes, np.ones((1, 1), "int32"))
-    assert (_np(RPNTargetLayer(60, compat=True)(*args))[1] == 1).sum() == 30
-    assert (_np(RPNTargetLayer(60)(*args))[1] == 1).sum() == 0
+    assert (run(RPNTargetLayer(60, compat=True), *args)[1] == 1).sum() == 30
+    assert (run(RPNTargetLayer(60), *args)[1] == 1).sum() == 0
 
 
 @pytest.mark.parametrize("use_mini_mask", [True, False])
@@ -138,28 +148,34 @@ def test_detection_targets_equal_the_reference(use_mini_mask):
     shape = (16, 16) if use_mini_mask else (100, 100)
     masks = rng.random((2, *shape, 5)) > 0.5
     layer = DetectionTargetLayer(120, 0.5, mask_shape=(6, 6), use_mini_mask=use_mini_mask)
-    out_rois, class_ids, deltas, out_masks, weights = _np(
-        layer(_batch(rois), ids, boxes, masks, _batch(FRAME), np.array([[1], [2]], "int32")))
-    for image in range(2):
-        positives, negatives, matched = reference.roi_candidates(rois, ids[image], boxes[image], 0.5)
-        count = len(positives)
-        assert (class_ids[image, :count] > 0).all() and not class_ids[image, count:].any()
-        rows = {tuple(roi): i for i, roi in enumerate(rois)}
-        drawn = [rows[tuple(roi)] for roi in out_rois[image][weights[image] > 0]]
-        assert set(drawn[:count]) == positives and set(drawn[count:]) == negatives
-        assert not out_rois[image][weights[image] == 0].any()
-        for row in range(count):
-            gt = matched[drawn[row]]
-            assert class_ids[image, row] == ids[image, gt]
-            np.testing.assert_allclose(
-                deltas[image, row], reference.encode(out_rois[image, row], boxes[image, gt], STD), atol=1e-4)
-            border = boxes[image, gt] if use_mini_mask else FRAME
-            expected = reference.mask_target(masks[image, ..., gt].astype(float), out_rois[image, row], border, (6, 6))
-            assert (out_masks[image, row] != expected).mean() <= 1 / 36, "only a sample exactly at one half may differ"
+    args = (_batch(rois), ids, boxes, masks, _batch(FRAME), np.array([[1], [2]], "int32"))
+    for _, outputs in every_mode(layer, *args):
+        for image, rows in enumerate(zip(*outputs, strict=True)):
+            _check_targets(rows, rois, ids[image], boxes[image], masks[image], use_mini_mask)
+
+
+def _check_targets(outputs, rois, ids, boxes, masks, use_mini_mask: bool) -> None:
+    """One image's targets: all candidates are drawn, each with the targets of its ground truth."""
+    out_rois, class_ids, deltas, out_masks, weights = outputs
+    positives, negatives, matched = reference.roi_candidates(rois, ids, boxes, 0.5)
+    count = len(positives)
+    assert (class_ids[:count] > 0).all() and not class_ids[count:].any()
+    rows = {tuple(roi): i for i, roi in enumerate(rois)}
+    drawn = [rows[tuple(roi)] for roi in out_rois[weights > 0]]
+    assert set(drawn[:count]) == positives and set(drawn[count:]) == negatives
+    assert not out_rois[weights == 0].any()
+    for row in range(count):
+        gt = matched[drawn[row]]
+        assert class_ids[row] == ids[gt]
+        np.testing.assert_allclose(deltas[row], reference.encode(out_rois[row], boxes[gt], STD), atol=1e-4)
+        border = boxes[gt] if use_mini_mask else FRAME
+        expected = reference.mask_target(masks[..., gt].astype(float), out_rois[row], border, (6, 6))
+        assert (out_masks[row] != expected).mean() <= 1 / 36, "only a sample exactly at one half may differ"
 
 
 # matterport.md section 10: negatives for p positives at a ratio of .33, int(p / .33) - p in float32.
-@pytest.mark.parametrize(("positives", "negatives"), [(1, 2), (2, 4), (3, 6), (10, 20), (33, 67), (66, 134)])
+@pytest.mark.parametrize(("positives", "negatives"), [
+    (1, 2), (2, 4), (3, 6), (10, 20), (33, 67), (50, 101), (65, 131), (66, 134)])
 def test_compat_draws_matterports_number_of_negatives(positives, negatives):
     layer = DetectionTargetLayer(200, 0.33, compat=True)
     drawn = ops.convert_to_tensor([[positives]], dtype="int32")
@@ -171,18 +187,18 @@ def test_no_ground_truth_gives_background_only():
     rng = np.random.default_rng(0)
     args = (_boxes(rng, 30)[None], np.zeros((1, 4), "int32"), np.zeros((1, 4, 4), "float32"),
             np.zeros((1, 8, 8, 4), bool), FRAME[None], np.ones((1, 1), "int32"))
-    _, class_ids, deltas, masks, weights = _np(DetectionTargetLayer(20)(*args))
+    _, class_ids, deltas, masks, weights = run(DetectionTargetLayer(20), *args)
     assert not class_ids.any() and not deltas.any() and not masks.any() and weights.all()
-    assert _np(DetectionTargetLayer(20, compat=True)(*args))[0].any() == False  # noqa: E712
+    assert not run(DetectionTargetLayer(20, compat=True), *args)[0].any()
 
 
 def test_no_proposals_give_unused_rows():
     boxes, ids = _ground_truth()
     args = (np.zeros((2, 10, 4), "float32"), ids, boxes, np.zeros((2, 8, 8, 5), bool), _batch(FRAME),
             np.ones((2, 1), "int32"))
-    outputs = _np(DetectionTargetLayer(20)(*args))
+    outputs = run(DetectionTargetLayer(20), *args)
     assert not any(output.any() for output in outputs)
-    rois, class_ids, _, _, weights = _np(DetectionTargetLayer(20, append_gt=True)(*args))
+    rois, class_ids, _, _, weights = run(DetectionTargetLayer(20, append_gt=True), *args)
     assert weights.sum(axis=1).tolist() == [2, 1]
     assert sorted(class_ids[0, :2]) == [1, 2]
     assert {tuple(roi) for roi in rois[0, :2]} == {tuple(box) for box in boxes[0, :2]}
@@ -195,8 +211,8 @@ def test_draws_do_not_depend_on_the_position_in_the_batch():
     masks = np.zeros((2, 8, 8, 5), bool)
     seed = np.array([[11], [12]], "int32")
     layer = DetectionTargetLayer(10)
-    both = _np(layer(rois, ids, boxes, masks, _batch(FRAME), seed))
-    swapped = _np(layer(rois, ids[::-1].copy(), boxes[::-1].copy(), masks, _batch(FRAME), seed[::-1].copy()))
+    both = run(layer, rois, ids, boxes, masks, _batch(FRAME), seed)
+    swapped = run(layer, rois, ids[::-1].copy(), boxes[::-1].copy(), masks, _batch(FRAME), seed[::-1].copy())
     for one, other in zip(both, swapped, strict=True):
         np.testing.assert_array_equal(one, other[::-1])
 
@@ -209,7 +225,8 @@ def test_pyramid_roi_align_samples_as_matterport_does():
     corners = rng.uniform(0, 120, (2, 9, 2))
     sizes = np.array([5, 30, 60, 79, 81, 100, 120, 130, 135])[None, :, None]
     rois = np.concatenate([corners, corners + sizes], axis=-1).astype("float32")
-    found = ops.convert_to_numpy(PyramidROIAlign((pool, pool))(rois, maps))
+    layer = PyramidROIAlign((pool, pool))
+    found = run(lambda boxes, *levels: layer(boxes, list(levels)), rois, *maps)
     for image in range(2):
         for row, roi in enumerate(rois[image] / (side - 1)):
             level = 4 + round(np.log2(np.sqrt((roi[2] - roi[0]) * (roi[3] - roi[1])) / (224 / side)))
@@ -229,11 +246,20 @@ def test_a_box_over_the_whole_image_stays_inside_whatever_the_offset():
         for offset in (0.0, 1.0):
             layer = PyramidROIAlign((7, 7), mode=mode, box_offset=offset)
             whole = np.array([[[0, 0, 64 - offset, 64 - offset]]], "float32")
-            np.testing.assert_allclose(ops.convert_to_numpy(layer(whole, maps)), 1.0, atol=1e-5)
+            pooled = run(lambda boxes, *levels, layer=layer: layer(boxes, list(levels)), whole, *maps)
+            np.testing.assert_allclose(pooled, 1.0, atol=1e-5)
+
+
+@pytest.mark.once
+def test_layers_refuse_to_have_no_room_for_positives():
+    with pytest.raises(ValueError, match=r"rois_per_image=2 times positive_ratio=0\.33"):
+        DetectionTargetLayer(2, 0.33)
+    with pytest.raises(ValueError, match="anchors_per_image=1"):
+        RPNTargetLayer(1)
 
 
 @pytest.mark.parametrize("layer", [
-    ProposalLayer(7, 0.6, 99), DetectionLayer(9, 0.2, 0.4), RPNTargetLayer(64, 0.6, 0.2, compat=True),
+    ProposalLayer(7, 0.6, 99), DetectionLayer(9, 0.2, 0.4, multi_class=True), RPNTargetLayer(64, 0.6, 0.2, compat=True),
     DetectionTargetLayer(30, 0.2, 0.6, mask_shape=(14, 14), append_gt=True),
 ])
 def test_layers_survive_serialisation(layer):

@@ -62,13 +62,14 @@ def proposals(probs, deltas, anchors, frame, count, nms_threshold, pre_nms_limit
     return out
 
 
-def detections(rois, probs, deltas, window, max_instances, min_confidence, nms_threshold, std) -> np.ndarray:
+def detections(rois, probs, deltas, window, max_instances, min_confidence, nms_threshold, std,
+               multi_class=False) -> np.ndarray:
     """DetectionLayer on one image: (max_instances, 6)."""
     found = []
     for roi, prob, delta in zip(rois, probs, deltas, strict=True):
-        class_id = int(np.argmax(prob))
-        if class_id > 0 and area(roi) > 0 and prob[class_id] >= (min_confidence or 0):
-            found.append((clip(decode(roi, delta[class_id], std), window), class_id, prob[class_id]))
+        for class_id in range(1, len(prob)) if multi_class else [int(np.argmax(prob))]:
+            if class_id > 0 and area(roi) > 0 and prob[class_id] >= (min_confidence or 0):
+                found.append((clip(decode(roi, delta[class_id], std), window), class_id, prob[class_id]))
     kept = []
     for class_id in {f[1] for f in found}:
         own = [f for f in found if f[1] == class_id]
