@@ -29,6 +29,9 @@ class DetectionTargetLayer(BoxLayer):
         compat: True draws negatives in Matterport's proportion to the positives (no positives: none) and leaves the
             padding rows to be learnt as background; else negatives fill the rows and padding has weight 0.
 
+    Raises:
+        ValueError: no row may hold a positive.
+
     Call: (proposals (B, N, 4), gt_class_ids (B, M) int, gt_boxes (B, M, 4), gt_masks (B, h, w, M), frame (B, 4),
         seed (B, 1) int32), boxes internal, zero rows padding, class 0 padding, class < 0 crowds
         -> rois (B, T, 4), class_ids (B, T) int32, deltas (B, T, 4), masks (B, P, *mask_shape) 0/1,
@@ -43,6 +46,9 @@ class DetectionTargetLayer(BoxLayer):
         self.bbox_std_dev = tuple(float(s) for s in bbox_std_dev)
         self.mask_shape, self.use_mini_mask = tuple(mask_shape), use_mini_mask
         self.append_gt, self.compat = append_gt, compat
+        if self.max_positives < 1:
+            raise ValueError(f"rois_per_image={rois_per_image} times positive_ratio={positive_ratio} leaves no row "
+                             "for a positive ROI: the heads would learn nothing")
 
     @property
     def max_positives(self) -> int:

@@ -29,6 +29,9 @@ class RPNTargetLayer(BoxLayer):
             that overlaps it equally little (not at all), and an anchor forced to be positive learns the box it
             overlaps most instead of the box that forced it.
 
+    Raises:
+        ValueError: no row may hold a positive.
+
     Call: (anchors (A, 4), gt_class_ids (B, M) int, gt_boxes (B, M, 4), seed (B, 1) int32), boxes internal, rows with
         class 0 padding, class < 0 crowds
         -> index (B, S) int32 of the drawn anchors, match (B, S) int32 (1, -1, or 0 for an unused row),
@@ -41,6 +44,9 @@ class RPNTargetLayer(BoxLayer):
         self.anchors_per_image, self.compat = anchors_per_image, compat
         self.positive_iou, self.negative_iou = positive_iou, negative_iou
         self.bbox_std_dev = tuple(float(s) for s in bbox_std_dev)
+        if anchors_per_image < 2:
+            raise ValueError(f"anchors_per_image={anchors_per_image} leaves no row for a positive anchor, which may "
+                             "fill half of them: at least 2 expected")
 
     def call(self, anchors, gt_class_ids, gt_boxes, seed):
         # Crowds count negatively and padding not at all: one (B, M, A) tensor answers all questions.
