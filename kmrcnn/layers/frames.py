@@ -11,7 +11,7 @@ from __future__ import annotations
 import keras
 from keras import KerasTensor, ops
 
-from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
+from kmrcnn.ops import generate_pyramid_anchors
 
 
 class BoxLayer(keras.layers.Layer):
@@ -32,13 +32,14 @@ def _shift(boxes, offset: float):
 
 @keras.saving.register_keras_serializable("kmrcnn")
 class Anchors(BoxLayer):
-    """The anchors of an image's shape, as constants.
+    """The anchors of a pyramid, as constants of its shapes.
 
     Args:
         scales, ratios, strides, anchor_stride: as in `kmrcnn.ops.generate_pyramid_anchors`.
         box_offset: see the module.
 
-    Call: image (B, H, W, C) -> (A, 4) float32 internal boxes. H and W must be static when the graph runs.
+    Call: feature maps (B, H, W, C), finest first -> (A, 4) float32 internal boxes. H and W must be static when the
+        graph runs.
     """
 
     def __init__(self, scales, ratios, strides, anchor_stride: int = 1, box_offset: float = 1.0, **kwargs):
@@ -46,12 +47,12 @@ class Anchors(BoxLayer):
         self.scales, self.ratios, self.strides = tuple(scales), tuple(ratios), tuple(strides)
         self.anchor_stride, self.box_offset = anchor_stride, box_offset
 
-    def call(self, image):
-        shapes = pyramid_shapes(tuple(image.shape[1:3]), self.strides)
+    def call(self, feature_maps):
+        shapes = [tuple(feature_map.shape[1:3]) for feature_map in feature_maps]
         anchors = generate_pyramid_anchors(self.scales, self.ratios, shapes, self.strides, self.anchor_stride)
         return ops.convert_to_tensor(anchors - [0.0, 0.0, self.box_offset, self.box_offset], dtype="float32")
 
-    def compute_output_spec(self, image):
+    def compute_output_spec(self, feature_maps):
         return KerasTensor((None, 4), dtype="float32")
 
     def get_config(self) -> dict:

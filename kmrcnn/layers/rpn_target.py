@@ -8,6 +8,7 @@ from keras import KerasTensor, ops
 from kmrcnn.layers.frames import BoxLayer
 from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, pack
 from kmrcnn.ops import box_iou, encode_boxes
+from kmrcnn.ops.matching import TIE
 
 # An anchor that touches a crowd region by more than this IoU is never a negative (Matterport).
 CROWD_IOU = 0.001
@@ -68,7 +69,7 @@ class RPNTargetLayer(BoxLayer):
         """IoU from which a ground-truth box forces an anchor to be positive, (B, M, 1): the best it gets, if any."""
         best = ops.max(iou, axis=2, keepdims=True)
         forces = gt_class_ids[..., None] > 0 if self.compat else best > 0.0
-        return ops.where(forces, best, 2.0 * ops.ones_like(best))
+        return ops.where(forces, best * (1.0 - TIE), 2.0 * ops.ones_like(best))
 
     def _matched(self, iou, limit, index):
         """Ground truth of the drawn anchors, (B, S) int32: the one that forced it, else the one it overlaps most."""

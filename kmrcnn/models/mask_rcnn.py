@@ -135,7 +135,7 @@ def _proposals_from(image, meta, config: Config):
     pyramid = fpn(features[1:], config.TOP_DOWN_PYRAMID_SIZE)
     rpn = rpn_head(pyramid, config.RPN_ANCHOR_STRIDE, len(config.RPN_ANCHOR_RATIOS), config.RPN_CONV_SIZE)
     anchors = Anchors(config.RPN_ANCHOR_SCALES, config.RPN_ANCHOR_RATIOS, config.BACKBONE_STRIDES,
-                      config.RPN_ANCHOR_STRIDE, config.BOX_OFFSET, name="anchors")(image)
+                      config.RPN_ANCHOR_STRIDE, config.BOX_OFFSET, name="anchors")(pyramid)
     frame, window = ImageFrame(config.BOX_OFFSET, name="image_frame")(image, meta)
     return pyramid, rpn, anchors, frame, window
 

@@ -8,7 +8,7 @@ from typing import Any
 from kmrcnn.ops.backend import as_float32, ops
 
 # Boxes that tie in exact arithmetic differ by a few float32 roundings, and differently on each backend.
-_TIE = 1e-5
+TIE = 1e-5
 
 
 def match_boxes(iou: Any, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality: bool = False,
@@ -37,7 +37,7 @@ def match_boxes(iou: Any, thresholds: Sequence[float], labels: Sequence[int], al
     if len(labels) != len(thresholds) + 1:
         raise ValueError(f"{len(thresholds)} thresholds need {len(thresholds) + 1} labels, found {len(labels)}")
     iou = as_float32(iou)
-    if iou.shape[-2] == 0:
+    if 0 in iou.shape[-2:]:
         nothing = ops.sum(iou, axis=-2)
         return ops.cast(nothing, "int32"), ops.cast(nothing + labels[0], "int32")
     if valid is not None:
@@ -66,5 +66,5 @@ def _label(best: Any, thresholds: Sequence[float], labels: Sequence[int]) -> Any
 def _low_quality(iou: Any, valid: Any, above: float) -> Any:
     """(..., G, A) bool: this anchor ties for the best IoU of this ground truth."""
     row_best = ops.max(iou, axis=-1, keepdims=True)
-    claims = ops.logical_and(iou >= row_best * (1 - _TIE), row_best > above)
+    claims = ops.logical_and(iou >= row_best * (1 - TIE), row_best > above)
     return claims if valid is None else ops.logical_and(claims, valid)

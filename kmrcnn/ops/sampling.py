@@ -69,6 +69,8 @@ def sample_mask(candidates: Any, count: Any, limit: int, seed: Any, stream: int)
         (B, N) bool.
     """
     candidates = ops.cast(ops.convert_to_tensor(candidates), "bool")
+    if candidates.shape[1] == 0:
+        return candidates
     indices, valid = sample_indices(candidates, limit, seed, stream)
     count = ops.reshape(ops.cast(ops.convert_to_tensor(count), "int32"), (-1, 1))
     # The last chosen (hash, slot) is the threshold: no scatter, and ties of the hash are settled by the slot.

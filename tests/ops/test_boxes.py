@@ -132,3 +132,14 @@ def test_normalised_coordinates_are_matterports():
                       np.array([480, 640], "int32"), atol=1e-4)
     one_pixel = ops.convert_to_numpy(norm_boxes(np.array([[0, 0, 1, 1]]), (1, 1)))
     np.testing.assert_array_equal(one_pixel, 0)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_boxes_keep_their_shapes(count):
+    boxes = np.array([[1, 2, 5, 8]], "float32")[:count]
+    window = np.array([0, 0, 4, 9], "float32")
+    assert_every_mode(np.zeros((count, 4), "float32"), encode_boxes, boxes, boxes)
+    assert_every_mode(boxes, decode_boxes, boxes, np.zeros_like(boxes))
+    assert_every_mode(np.minimum(boxes, 4 + 5 * np.array([0, 1, 0, 1], "float32")),
+                      lambda b: clip_boxes(b, window), boxes)
+    assert run(box_area, boxes).tolist() == [24.0][:count]

@@ -18,7 +18,7 @@ def _iou(rng, ground_truth: int, anchors: int) -> np.ndarray:
     return iou
 
 
-@pytest.mark.parametrize(("ground_truth", "anchors"), [(0, 5), (1, 1), (1, 6), (6, 40)])
+@pytest.mark.parametrize(("ground_truth", "anchors"), [(0, 5), (3, 0), (1, 1), (1, 6), (6, 40)])
 @pytest.mark.parametrize("options", [{}, {"low_quality": True}, {"low_quality": True, "above": -1.0},
                                      {"low_quality": True, "reassign": True}])
 def test_equals_the_reference(ground_truth, anchors, options):

@@ -60,3 +60,10 @@ def test_draw_depends_on_the_seed_only_and_is_fair():
     other = run(lambda c, s: sample_mask(c, 5, 5, s, 1), candidates, seeds)
     # Independent streams share 5 * 5 / 20 places on average.
     assert abs((mask & other).sum(1).mean() - 1.25) < 0.1
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_sample_mask_of_few_slots(n):
+    for candidate in (False, True):
+        candidates = np.full((3, n), candidate)
+        assert_every_mode(candidates, lambda c, s: sample_mask(c, 2, 4, s, 1), candidates, SEEDS, atol=0)
