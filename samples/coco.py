@@ -55,7 +55,6 @@ class CocoScratchConfig(CocoConfig):
     RPN_ANCHOR_SCALES = (16, 32, 64, 128, 256)
     PRE_NMS_LIMIT = 2000
     POST_NMS_ROIS_TRAINING = 500
-    POST_NMS_ROIS_INFERENCE = 300
     TRAIN_ROIS_PER_IMAGE = 128
     APPEND_GT_TO_ROIS = True  # the first proposals of an untrained network hit nothing
     DETECTION_MULTI_CLASS = True
