@@ -9,15 +9,16 @@ Subclass `Config`, override class attributes and create an instance without argu
     config = BalloonConfig()
     config.override(["IMAGES_PER_GPU=1"])
     config.validate()
+
+`PRESET` chooses the conventions of another system at once (see `PRESETS`); what the subclass sets itself stays.
 """
 
 from __future__ import annotations
 
-import ast
 import copy
 import difflib
-import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,14 +27,63 @@ from typing import Any
 import numpy as np
 
 from kmrcnn.config_rules import LOSSES, RULES, check_images, check_network, fail
+from kmrcnn.config_values import CALLABLE_KEYS, coerce, parse, plain
 
-# May hold a plain function, which must not turn into a bound method when read from an instance.
-_CALLABLE_KEYS = ("BACKBONE", "COMPUTE_BACKBONE_SHAPE")
 _DERIVED = {
     "BATCH_SIZE": "IMAGES_PER_GPU * GPU_COUNT",
     "IMAGE_SHAPE": "IMAGE_MIN_DIM, IMAGE_MAX_DIM, IMAGE_RESIZE_MODE and IMAGE_CHANNEL_COUNT",
     "IMAGE_META_SIZE": "12 + NUM_CLASSES",
 }
+# What the weights and the published numbers of the other systems were made with. Each table holds only what differs
+# from Matterport's conventions, which are the defaults of `Config`; sizes of one network (backbone, classes, heads)
+# belong to the weight file and stand in its catalogue entry.
+_IMAGENET = {"MEAN_PIXEL": np.array([123.675, 116.28, 103.53]), "STD_PIXEL": np.array([58.395, 57.12, 57.375])}
+_CAFFE = {"MEAN_PIXEL": np.array([122.7717, 115.9465, 102.9801])}
+_FEATURE_PYRAMID_NETWORKS = {
+    "BACKBONE": "resnet50", "BACKBONE_BIAS": False, "STRIDE_IN_1X1": False, "STEM_POOL_PADDING": "symmetric",
+    "NORM": "frozen_bn", "BN_EPSILON": 1e-5, "HEAD_NORM": None, "HEAD_BIAS": False,
+    "RPN_CONV_SIZE": 256, "RPN_SCORES": "sigmoid",
+    "RPN_ANCHOR_RATIOS": [2, 1, 0.5], "RPN_BBOX_STD_DEV": np.ones(4), "BBOX_MAX_LOG_SCALE": math.log(1000 / 16),
+    "PROPOSALS_PER_LEVEL": True, "PRE_NMS_LIMIT": 2000, "PRE_NMS_LIMIT_INFERENCE": 1000,
+    "CLIP_PROPOSALS_TO_WINDOW": True,
+    "BOX_OFFSET": 0, "ROI_ALIGN_MODE": "legacy", "ROI_LEVEL_RULE": "floor",
+    "IMAGE_RESIZE_MODE": "shortest", "IMAGE_MIN_DIM": 800, "IMAGE_MAX_DIM": 1333, "IMAGE_DIVISOR": 32,
+    "DETECTION_MULTI_CLASS": True, "DETECTION_MIN_CONFIDENCE": 0.05, "DETECTION_NMS_THRESHOLD": 0.5,
+    "DETECTION_PRE_NMS_LIMIT": 5000,
+    "USE_MINI_MASK": False, "MASK_TARGETS": "roi_align", "APPEND_GT_TO_ROIS": True, "TRAIN_ROIS_PER_IMAGE": 512,
+    "ROI_POSITIVE_RATIO": 0.25, "RPN_LOW_QUALITY_REASSIGN": False, "RPN_BBOX_LOSS_BETA": 1 / 9,
+    "LOSS_DENOMINATOR": "sampled", "WEIGHT_DECAY_RULE": "sum",
+}
+_INCLUSIVE = {
+    "INCLUSIVE_BOXES": True, "BN_EPSILON": 0.0, "STRIDE_IN_1X1": True, "RPN_ANCHOR_ROUNDING": "base_box",
+    "RPN_STRADDLE": 0, "PASTE_RULE": "torchvision",
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "matterport": {},
+    "torchvision": {
+        **_FEATURE_PYRAMID_NETWORKS, **_IMAGENET, "RPN_ANCHOR_ROUNDING": "half_sides", "RPN_MIN_SIZE": 1e-3,
+        "DETECTION_MIN_SIZE": 1e-2, "IMAGE_SIZE_ROUNDING": "floor", "IMAGE_INTERPOLATION": "float",
+        "PASTE_RULE": "torchvision", "BBOX_LOSS_BETA": 1 / 9,
+    },
+    "detectron2": {
+        **_FEATURE_PYRAMID_NETWORKS, "MEAN_PIXEL": _IMAGENET["MEAN_PIXEL"], "STRIDE_IN_1X1": True,
+        "POST_NMS_ROIS_TRAINING": 1000, "ROI_ALIGN_MODE": "aligned", "ROI_ALIGN_SAMPLING_RATIO": 0,
+        "IMAGE_INTERPOLATION": "antialias", "PASTE_RULE": "detectron2", "RPN_BBOX_LOSS_BETA": 0.0,
+        "BBOX_LOSS_BETA": 0.0,
+    },
+    "maskrcnn_benchmark": {
+        **_FEATURE_PYRAMID_NETWORKS, **_CAFFE, **_INCLUSIVE, "IMAGE_SIZE_ROUNDING": "short_side",
+        "IMAGE_INTERPOLATION": "antialias",
+    },
+    "detectron": {**_FEATURE_PYRAMID_NETWORKS, **_CAFFE, **_INCLUSIVE, "IMAGE_INTERPOLATION": "float"},
+    "liangheming": {
+        **_FEATURE_PYRAMID_NETWORKS, **_IMAGENET, "NORM": "bn", "TRAIN_BN": None, "FPN_TOP_DOWN": "outputs",
+        "FPN_UPSAMPLING": "bilinear", "RPN_ANCHOR_RATIOS": [0.5, 1, 2], "RPN_ANCHOR_OFFSET": 0.5,
+        "RPN_MIN_SIZE": 1e-3, "CLASS_AGNOSTIC_BOXES": True, "DETECTION_MIN_SIZE": 1e-2, "IMAGE_MIN_DIM": 640,
+        "IMAGE_MAX_DIM": 768, "IMAGE_DIVISOR": 64, "IMAGE_INTERPOLATION": "float",
+    },
+}
+
 # Similarity (difflib ratio) above which an unknown name counts as a misspelt one.
 _NEAR_MISS = 0.85
 
@@ -42,6 +92,7 @@ class Config:
     """Settings of data, model, training and detection. Every upper-case class attribute is a setting."""
 
     NAME = None  # names the log directory and the checkpoints; a subclass must set it
+    PRESET = "matterport"  # a key of PRESETS, whose values hold where a subclass has none of its own
 
     # --- devices and length of a run
     GPU_COUNT = 1
@@ -50,15 +101,31 @@ class Config:
     VALIDATION_STEPS = 50  # batches at the end of each epoch
 
     # --- network
-    # resnet18, resnet34, resnet50, resnet101 or f(input_image, stage5=True, train_bn=...) -> [C1, ..., C5]
+    # A name of kmrcnn.backbones.ARCHITECTURES or f(input_image, stage5=True, train_bn=...) -> [C1, ..., C5]
     BACKBONE: str | Callable = "resnet101"
     COMPUTE_BACKBONE_SHAPE: Callable | None = None  # f(image_shape) -> (levels, 2), for a callable BACKBONE
     BACKBONE_STRIDES = [4, 8, 16, 32, 64]  # P2..P6
-    FPN_CLASSIF_FC_LAYERS_SIZE = 1024
+    BACKBONE_BIAS = True  # convolutions of the backbone have biases
+    STRIDE_IN_1X1 = True  # a bottleneck strides in its first 1x1 (Caffe), False: in its 3x3 (torch)
+    STEM_POOL_PADDING = "same"  # TensorFlow's, or "symmetric"
+    NECK = "fpn"  # None: no pyramid, the heads have the last stage (C4)
     TOP_DOWN_PYRAMID_SIZE = 256
+    FPN_TOP_DOWN = "sums"  # what is upsampled: the sums, or the "outputs" of the 3x3 convolutions
+    FPN_UPSAMPLING = "nearest"  # or "bilinear", corners aligned
     RPN_CONV_SIZE = 512
+    RPN_CONVS = 1
+    RPN_SCORES = "softmax"  # or "sigmoid"
+    FPN_CLASSIF_FC_LAYERS_SIZE = 1024
+    BOX_HEAD_CONVS = 0
+    BOX_HEAD_FCS = 2
+    BOX_CONV_SIZE = 256
+    CLASS_AGNOSTIC_BOXES = False
+    MASK_HEAD_CONVS = 4
     MASK_CONV_SIZE = 256
-    NORM = "bn"  # "bn" or "gn"
+    NORM = "bn"  # of the backbone: "bn", "gn", or "frozen_bn", whose scale and bias are not trained either
+    FPN_NORM: str | None = None  # None, "bn", "gn"
+    HEAD_NORM: str | None = "same"  # of the box and mask heads: "same" as NORM, None, "bn", "gn"
+    HEAD_BIAS = True  # convolutions of neck and heads have biases although a normalisation follows
     GN_GROUPS = 32
     BN_EPSILON = 1e-3
     BN_MOMENTUM = 0.99
@@ -69,18 +136,30 @@ class Config:
     RPN_ANCHOR_SCALES = (32, 64, 128, 256, 512)  # pixels, one per pyramid level
     RPN_ANCHOR_RATIOS = [0.5, 1, 2]  # width / height
     RPN_ANCHOR_STRIDE = 1
+    RPN_ANCHOR_ROUNDING: str | None = None  # or "half_sides", "base_box", see kmrcnn.ops.generate_anchors
+    RPN_ANCHOR_OFFSET = 0.0  # of the centres, in cells
     RPN_NMS_THRESHOLD = 0.7
     RPN_TRAIN_ANCHORS_PER_IMAGE = 256
+    RPN_POSITIVE_RATIO = 0.5
+    RPN_LOW_QUALITY_REASSIGN = True  # an anchor forced to be positive learns the box that forced it
+    RPN_STRADDLE: float | None = None  # pixels an anchor to learn from may reach outside the image; None: any
     RPN_POSITIVE_IOU = 0.7
     RPN_NEGATIVE_IOU = 0.3
-    PRE_NMS_LIMIT = 6000  # over all levels together
+    PRE_NMS_LIMIT = 6000
+    PRE_NMS_LIMIT_INFERENCE: int | None = None  # None: PRE_NMS_LIMIT
+    PROPOSALS_PER_LEVEL = False  # the limit and NMS apply to each level instead of all together
     POST_NMS_ROIS_TRAINING = 2000
     POST_NMS_ROIS_INFERENCE = 1000
     USE_RPN_ROIS = True  # False: the model takes ROIs as an input (head debugging)
     RPN_BBOX_STD_DEV = np.array([0.1, 0.1, 0.2, 0.2])
+    BBOX_MAX_LOG_SCALE: float | None = None  # largest log growth of a box's side that deltas can ask for
+    RPN_MIN_SIZE = 0.0  # pixels; proposals with a shorter side are dropped
+    CLIP_PROPOSALS_TO_WINDOW = False  # True: to the image without its padding
 
     # --- images and masks
-    IMAGE_RESIZE_MODE = "square"  # "none", "square", "pad64", "crop"
+    IMAGE_RESIZE_MODE = "square"  # "none", "square", "pad64", "crop", "shortest"
+    IMAGE_SIZE_ROUNDING = "round"  # of the sides in mode "shortest": also "floor", "short_side"
+    IMAGE_INTERPOLATION = "uint8"  # bilinear; "float": not rounded to whole grey levels, "antialias": Pillow's
     IMAGE_MIN_DIM = 800
     IMAGE_MAX_DIM = 1024
     IMAGE_MIN_SCALE = 0
@@ -88,6 +167,7 @@ class Config:
     IMAGE_DIVISOR = 64  # image sides in pixels are multiples of this
     IMAGE_SHAPES: Sequence | None = None  # up to 8 (height, width) buckets for rectangular training
     MEAN_PIXEL = np.array([123.7, 116.8, 103.9])  # RGB
+    STD_PIXEL = np.ones(1)  # RGB, or one number for all channels
     USE_MINI_MASK = True
     MINI_MASK_SHAPE = (56, 56)
     MAX_GT_INSTANCES = 100
@@ -101,7 +181,9 @@ class Config:
     MASK_POOL_SIZE = 14
     MASK_SHAPE = [28, 28]  # twice MASK_POOL_SIZE
     BBOX_STD_DEV = np.array([0.1, 0.1, 0.2, 0.2])
+    MASK_TARGETS = "crop"  # 0/1 by crop and resize, or "roi_align": soft, from image-sized masks
     BOX_OFFSET = 1  # y2, x2 inside the graph are this much less than the exclusive pixel edge
+    INCLUSIVE_BOXES = False  # Detectron's boxes: they end on their last pixel, width x2 - x1 + 1
     ROI_ALIGN_MODE = "crop_and_resize"  # or "legacy", "aligned"
     ROI_ALIGN_SAMPLING_RATIO = 2
     ROI_LEVEL_RULE = "round"  # or "floor"
@@ -110,8 +192,10 @@ class Config:
     DETECTION_MAX_INSTANCES = 100
     DETECTION_MIN_CONFIDENCE = 0.7
     DETECTION_NMS_THRESHOLD = 0.3
+    DETECTION_MIN_SIZE = 0.0  # pixels; detections with a shorter side are dropped
     DETECTION_MULTI_CLASS = False  # False: a proposal counts for its best class (Matterport), True: for all (Detectron)
     DETECTION_PRE_NMS_LIMIT = 1000  # with DETECTION_MULTI_CLASS: pairs of proposal and class that enter NMS
+    PASTE_RULE = "matterport"  # see kmrcnn.ops.paste_masks
 
     # --- training
     LEARNING_RATE = 0.001
@@ -120,7 +204,9 @@ class Config:
     WEIGHT_DECAY_RULE = "mean"  # "mean" divides each weight's L2 by its size, "sum" does not
     GRADIENT_CLIP_NORM = 5.0
     LOSS_WEIGHTS = dict.fromkeys(LOSSES, 1.0)
-    LOSS_DENOMINATOR = "count"  # or "fixed"
+    LOSS_DENOMINATOR = "count"  # or "fixed", "sampled", see kmrcnn.losses
+    RPN_BBOX_LOSS_BETA = 1.0  # of smooth L1: below this error it is quadratic; 0: L1
+    BBOX_LOSS_BETA = 1.0
     COMPAT_TRAINING = False  # True restores Matterport's training defects
     SEED = 0
 
@@ -130,13 +216,14 @@ class Config:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for key in _CALLABLE_KEYS:
+        for key in CALLABLE_KEYS:
             if inspect.isfunction(vars(cls).get(key)):
                 setattr(cls, key, staticmethod(vars(cls)[key]))
         for key in vars(cls):
             _check_class_key(cls, key)
 
     def __init__(self) -> None:
+        self._use_preset()
         # Lists, dicts and arrays are copied, so that editing one on an instance leaves the class alone.
         for key in self._keys():
             value = getattr(self, key)
@@ -149,6 +236,19 @@ class Config:
         if key.isupper() and not hasattr(type(self), key):
             raise AttributeError(_unknown_key(key, self._keys()))
         super().__setattr__(key, value)
+        if key == "PRESET":
+            self._use_preset()
+
+    def _use_preset(self) -> None:
+        """Give every setting that some preset knows, and the subclass does not set, the value of this preset."""
+        if self.PRESET not in PRESETS:
+            near = difflib.get_close_matches(str(self.PRESET), PRESETS, n=1)
+            fail("PRESET", self.PRESET, f"one of {list(PRESETS)}" + (f" (nearest: {near[0]!r})" if near else ""))
+        cls = type(self)
+        own = {key for base in cls.__mro__[: cls.__mro__.index(Config)] for key in vars(base)}
+        values = {key: getattr(Config, key) for table in PRESETS.values() for key in table} | PRESETS[self.PRESET]
+        for key in values.keys() - own:
+            super().__setattr__(key, copy.deepcopy(values[key]))
 
     @property
     def BATCH_SIZE(self) -> int:
@@ -203,11 +303,12 @@ class Config:
         return config
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Set several values on this instance; see `from_dict`."""
-        for key, value in values.items():
+        """Set several values on this instance, PRESET before all others; see `from_dict`."""
+        # The preset first: it sets other settings, which `values` then override.
+        for key, value in sorted(values.items(), key=lambda item: item[0] != "PRESET"):
             if key not in self._keys() and key not in _DERIVED:
                 raise AttributeError(_unknown_key(key, self._keys()))
-            setattr(self, key, _coerce(key, value, self._default(key)))
+            setattr(self, key, coerce(key, value, self._default(key)))
 
     def override(self, items: Iterable[str]) -> None:
         """Set values from texts such as `IMAGE_MAX_DIM=512` or `RPN_ANCHOR_SCALES=(8,16,32,64,128)`."""
@@ -216,13 +317,13 @@ class Config:
             if not found:
                 raise ValueError(f"override {item!r}: expected KEY=VALUE")
             key, text = key.strip(), text.strip()
-            self.update({key: _parse(text, self._default(key))})
+            self.update({key: parse(text, self._default(key))})
 
     def to_yaml(self, path: str | os.PathLike) -> None:
         """Write every setting to a YAML file whose keys are the attribute names."""
         import yaml
 
-        values = {key: _plain(key, value) for key, value in self.to_dict().items()}
+        values = {key: plain(key, value) for key, value in self.to_dict().items()}
         text = yaml.safe_dump(values, default_flow_style=None, sort_keys=True)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
@@ -310,75 +411,3 @@ def _check_class_key(cls: type[Config], key: str) -> None:
     near = _nearest(key, Config._keys(), _NEAR_MISS)
     if near and not key.startswith(f"{near}_"):
         raise AttributeError(f"{cls.__name__}: unknown setting {key}: did you mean {near}?")
-
-
-# --- texts and plain values
-
-
-def _parse(text: str, default: Any) -> Any:
-    """A value of the command line: a Python literal (1e-3, tuples), else YAML's (true, null), else text.
-
-    Where the default is a text, so is the value, even if it looks like a number or a date.
-    """
-    value = _literal(text)
-    return text if isinstance(default, str) and not isinstance(value, str) else value
-
-
-def _literal(text: str) -> Any:
-    import yaml
-
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _coerce(key: str, value: Any, default: Any) -> Any:
-    """`value` read from text or a file, in the kind of sequence or number that the default is."""
-    if key in _CALLABLE_KEYS and isinstance(value, str) and ":" in value:
-        return _import_callable(key, value)
-    if isinstance(value, list | tuple):
-        if isinstance(default, np.ndarray):
-            return np.array([_number(key, item) for item in value])
-        if isinstance(default, list | tuple):
-            return type(default)(value)
-    if isinstance(default, float) and isinstance(value, int | str) and not isinstance(value, bool):
-        return _number(key, value)
-    return value
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        return float(value)  # YAML 1.1 reads 1e-3 as text
-    except (TypeError, ValueError):
-        raise ValueError(f"{key}: found {value!r}, expected a number") from None
-
-
-def _import_callable(key: str, reference: str) -> Callable:
-    module, _, name = reference.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{key}: cannot import {reference!r}: {error}") from error
-
-
-def _plain(key: str, value: Any) -> Any:
-    """`value` in types that YAML's safe dump writes."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _plain(key, item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(key, item) for item in value]
-    if callable(value):
-        name = getattr(value, "__qualname__", repr(value))
-        if not name.isidentifier():
-            raise ValueError(f"{key}: cannot write {name} to a file, use a module's own function")
-        return f"{value.__module__}:{name}"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError(f"{key}: cannot write a {type(value).__name__} to a file, use numbers, texts, lists or dicts")

@@ -14,6 +14,9 @@ import numpy as np
 
 Rule = Callable[[str, Any], None]
 
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
+             "resnext101_64x4d", "resnext152_32x8d", "wide_resnet50_2", "wide_resnet101_2")
+PASTE_RULES = ("matterport", "torchvision", "detectron2")
 LOSSES = ("rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss")
 
 
@@ -81,7 +84,15 @@ def _text(key: str, value: Any) -> None:
 
 def _backbone(key: str, value: Any) -> None:
     if not callable(value):
-        _choice("resnet18", "resnet34", "resnet50", "resnet101", "a callable")(key, value)
+        _choice(*BACKBONES, "a callable")(key, value)
+
+
+def _scales(key: str, value: Any) -> None:
+    """One number a level, or a sequence of numbers a level."""
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) == 0:
+        fail(key, value, "one scale, or a sequence of scales, for each level")
+    for scale in value:
+        _numbers(None, 1)(key, scale if isinstance(scale, list | tuple | np.ndarray) else [scale])
 
 
 def _function(key: str, value: Any) -> None:
@@ -107,49 +118,72 @@ def _image_shapes(key: str, value: Any) -> None:
 # Settings that share one rule.
 _COUNTS = (
     "GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "FPN_CLASSIF_FC_LAYERS_SIZE", "TOP_DOWN_PYRAMID_SIZE",
-    "RPN_CONV_SIZE", "MASK_CONV_SIZE", "GN_GROUPS", "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
+    "RPN_CONV_SIZE", "RPN_CONVS", "BOX_HEAD_FCS", "BOX_CONV_SIZE", "MASK_CONV_SIZE", "GN_GROUPS",
+    "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
     "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
     "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT",
 )  # fmt: skip
-_COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS")
+_COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS", "BOX_HEAD_CONVS",
+                   "MASK_HEAD_CONVS")
 _FRACTIONS = (
     "RPN_NMS_THRESHOLD", "RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_RATIO", "ROI_POSITIVE_IOU",
-    "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM",
+    "RPN_POSITIVE_RATIO", "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM", "RPN_ANCHOR_OFFSET",
 )  # fmt: skip
-_NOT_NEGATIVE = ("BN_EPSILON", "LEARNING_RATE", "WEIGHT_DECAY", "BOX_OFFSET")
-_SWITCHES = ("USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS")
+_NOT_NEGATIVE = ("BN_EPSILON", "LEARNING_RATE", "WEIGHT_DECAY", "BOX_OFFSET", "RPN_MIN_SIZE", "DETECTION_MIN_SIZE",
+                 "RPN_BBOX_LOSS_BETA", "BBOX_LOSS_BETA")
+_SWITCHES = (
+    "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
+    "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
+    "CLIP_PROPOSALS_TO_WINDOW", "INCLUSIVE_BOXES",
+)  # fmt: skip
 
 RULES: dict[str, Rule] = {
     "NAME": _text,
+    "PRESET": _text,
     "NUM_CLASSES": _integer(2),
     **dict.fromkeys(_COUNTS, _integer(1)),
     **dict.fromkeys(_COUNTS_OR_ZERO, _integer(0)),
     **dict.fromkeys(_FRACTIONS, _real(0, 1)),
     **dict.fromkeys(_NOT_NEGATIVE, _real(0)),
     **dict.fromkeys(_SWITCHES, _choice(True, False)),
-    **dict.fromkeys(("GRADIENT_CLIP_NORM", "IMAGE_MIN_SCALE"), _optional(_real(0))),
+    **dict.fromkeys(("GRADIENT_CLIP_NORM", "IMAGE_MIN_SCALE", "BBOX_MAX_LOG_SCALE", "RPN_STRADDLE"),
+                    _optional(_real(0))),
+    "PRE_NMS_LIMIT_INFERENCE": _optional(_integer(1)),
     "DETECTION_MIN_CONFIDENCE": _optional(_real(0, 1)),
     "IMAGE_MIN_DIM": _optional(_integer(0)),
     "TRAIN_BN": _choice(None, False, True),
     "BACKBONE": _backbone,
     "COMPUTE_BACKBONE_SHAPE": _optional(_function),
     "BACKBONE_STRIDES": _numbers(None, 1, whole=True),
-    "RPN_ANCHOR_SCALES": _numbers(None, 1),
+    "RPN_ANCHOR_SCALES": _scales,
     "RPN_ANCHOR_RATIOS": _numbers(None, 1e-3),
     "MINI_MASK_SHAPE": _numbers(2, 1, whole=True),
     "MASK_SHAPE": _numbers(2, 1, whole=True),
     "MEAN_PIXEL": _numbers(None, float("-inf")),
+    "STD_PIXEL": _numbers(None, 1e-6),
     "RPN_BBOX_STD_DEV": _numbers(4, 1e-6),
     "BBOX_STD_DEV": _numbers(4, 1e-6),
     "LOSS_WEIGHTS": _loss_weights,
     "IMAGE_SHAPES": _optional(_image_shapes),
-    "IMAGE_RESIZE_MODE": _choice("none", "square", "pad64", "crop"),
-    "NORM": _choice("bn", "gn"),
+    "IMAGE_RESIZE_MODE": _choice("none", "square", "pad64", "crop", "shortest"),
+    "IMAGE_SIZE_ROUNDING": _choice("round", "floor", "short_side"),
+    "IMAGE_INTERPOLATION": _choice("uint8", "float", "antialias"),
+    "NORM": _choice("bn", "gn", "frozen_bn"),
+    "FPN_NORM": _choice(None, "bn", "gn"),
+    "HEAD_NORM": _choice("same", None, "bn", "gn"),
+    "NECK": _choice("fpn", None),
+    "STEM_POOL_PADDING": _choice("same", "symmetric"),
+    "FPN_TOP_DOWN": _choice("sums", "outputs"),
+    "FPN_UPSAMPLING": _choice("nearest", "bilinear"),
+    "RPN_SCORES": _choice("softmax", "sigmoid"),
+    "RPN_ANCHOR_ROUNDING": _choice(None, "half_sides", "base_box"),
+    "MASK_TARGETS": _choice("crop", "roi_align"),
+    "PASTE_RULE": _choice(*PASTE_RULES),
     "ROI_ALIGN_MODE": _choice("crop_and_resize", "legacy", "aligned"),
     "ROI_LEVEL_RULE": _choice("round", "floor"),
     "WEIGHT_DECAY_RULE": _choice("mean", "sum"),
-    "LOSS_DENOMINATOR": _choice("count", "fixed"),
+    "LOSS_DENOMINATOR": _choice("count", "fixed", "sampled"),
     "LOADER_BACKEND": _choice("auto", "process", "thread"),
 }
 
@@ -163,32 +197,48 @@ def check_images(config: Any) -> None:
     if mode == "pad64" and side % divisor:
         fail("IMAGE_MIN_DIM", side, f"a multiple of {divisor} (IMAGE_DIVISOR), as IMAGE_RESIZE_MODE is 'pad64'")
     key = "IMAGE_MIN_DIM" if mode == "crop" else "IMAGE_MAX_DIM"
-    if int(config.IMAGE_SHAPE[0]) % divisor:
+    if mode != "shortest" and int(config.IMAGE_SHAPE[0]) % divisor:
         fail(key, getattr(config, key), f"a multiple of IMAGE_DIVISOR={divisor}, such as {4 * divisor}")
     for shape in config.IMAGE_SHAPES or ():
         if any(size % divisor for size in shape):
             fail("IMAGE_SHAPES", tuple(shape), f"sizes that are multiples of IMAGE_DIVISOR={divisor}")
     if len(config.MEAN_PIXEL) != config.IMAGE_CHANNEL_COUNT:
         fail("MEAN_PIXEL", config.MEAN_PIXEL, f"{config.IMAGE_CHANNEL_COUNT} numbers (IMAGE_CHANNEL_COUNT)")
+    if len(config.STD_PIXEL) not in (1, config.IMAGE_CHANNEL_COUNT):
+        fail("STD_PIXEL", config.STD_PIXEL, f"1 or {config.IMAGE_CHANNEL_COUNT} numbers (IMAGE_CHANNEL_COUNT)")
+    if config.MASK_TARGETS == "roi_align" and config.USE_MINI_MASK:
+        fail("MASK_TARGETS", "roi_align", "'crop', as USE_MINI_MASK is True: mini-masks do not cover the image")
 
 
 def check_network(config: Any) -> None:
     """Strides, scales, mask sizes and thresholds that fit each other."""
+    _check_strides(config)
+    # The last stage of a C4 network halves the map before the mask head doubles it.
+    mask_size = config.MASK_POOL_SIZE * (2 if config.NECK else 1)
+    if list(config.MASK_SHAPE) != [mask_size] * 2:
+        words = "twice MASK_POOL_SIZE" if config.NECK else "MASK_POOL_SIZE, as NECK is None"
+        fail("MASK_SHAPE", config.MASK_SHAPE, f"{[mask_size] * 2}, {words}")
+    if config.RPN_NEGATIVE_IOU > config.RPN_POSITIVE_IOU:
+        found = config.RPN_NEGATIVE_IOU
+        fail("RPN_NEGATIVE_IOU", found, f"at most {config.RPN_POSITIVE_IOU} (RPN_POSITIVE_IOU)")
+    head_norm = config.NORM if config.HEAD_NORM == "same" else config.HEAD_NORM
+    grouped = {"TOP_DOWN_PYRAMID_SIZE": "gn" in (config.NORM, config.FPN_NORM), "MASK_CONV_SIZE": head_norm == "gn"}
+    for key in (key for key, is_grouped in grouped.items() if is_grouped):
+        if getattr(config, key) % config.GN_GROUPS:
+            fail(key, getattr(config, key), f"a multiple of GN_GROUPS={config.GN_GROUPS}")
+
+
+def _check_strides(config: Any) -> None:
     strides = list(config.BACKBONE_STRIDES)
     if len(config.RPN_ANCHOR_SCALES) != len(strides):
         fail("RPN_ANCHOR_SCALES", config.RPN_ANCHOR_SCALES, f"one scale for each stride of {strides}")
     if strides != sorted(set(strides)):
         fail("BACKBONE_STRIDES", strides, "increasing strides")
-    if isinstance(config.BACKBONE, str) and strides != [4, 8, 16, 32, 64]:
-        fail("BACKBONE_STRIDES", strides, f"[4, 8, 16, 32, 64], the strides of {config.BACKBONE}'s pyramid")
+    expected = [4, 8, 16, 32, 64] if config.NECK else [16]
+    if isinstance(config.BACKBONE, str) and strides != expected:
+        fail("BACKBONE_STRIDES", strides, f"{expected}, the strides of {config.BACKBONE}'s feature maps")
+    if not config.NECK and not isinstance(config.BACKBONE, str):
+        fail("NECK", None, "'fpn', as only the named backbones can be cut in two")
     # The coarsest level is a subsampling, which may round up; all others are added to an upsampled neighbour.
-    if config.IMAGE_DIVISOR % strides[-2:][0]:
+    if config.NECK and config.IMAGE_DIVISOR % strides[-2:][0]:
         fail("IMAGE_DIVISOR", config.IMAGE_DIVISOR, f"a multiple of the stride {strides[-2:][0]}")
-    if list(config.MASK_SHAPE) != [2 * config.MASK_POOL_SIZE] * 2:
-        fail("MASK_SHAPE", config.MASK_SHAPE, f"{[2 * config.MASK_POOL_SIZE] * 2}, twice MASK_POOL_SIZE")
-    if config.RPN_NEGATIVE_IOU > config.RPN_POSITIVE_IOU:
-        found = config.RPN_NEGATIVE_IOU
-        fail("RPN_NEGATIVE_IOU", found, f"at most {config.RPN_POSITIVE_IOU} (RPN_POSITIVE_IOU)")
-    for key in ("TOP_DOWN_PYRAMID_SIZE", "MASK_CONV_SIZE") if config.NORM == "gn" else ():
-        if getattr(config, key) % config.GN_GROUPS:
-            fail(key, getattr(config, key), f"a multiple of GN_GROUPS={config.GN_GROUPS}")

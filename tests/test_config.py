@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
 
-from kmrcnn.config import Config
+from kmrcnn.config import PRESETS, Config
+from kmrcnn.config_rules import PASTE_RULES
 
 pytestmark = pytest.mark.once
 
@@ -256,3 +260,75 @@ def test_every_setting_has_a_rule():
     assert set(RULES) == set(Config().to_dict())
     with pytest.raises(ValueError, match="K: found 1, expected a text"):
         RULES["NAME"]("K", 1)
+
+
+# ---- presets
+
+
+class _Detector(Config):
+    NAME, NUM_CLASSES = "detector", 91
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_holds_its_table(preset):
+    config = type("Preset", (_Detector,), {"PRESET": preset})()
+    config.validate()
+    for key, value in PRESETS[preset].items():
+        np.testing.assert_equal(getattr(config, key), value)
+
+
+def test_what_a_subclass_sets_stays_whatever_the_preset():
+    class Mine(_Detector):
+        PRESET = "torchvision"
+        DETECTION_NMS_THRESHOLD = 0.4
+
+    class Child(Mine):
+        IMAGE_MIN_DIM = 640
+
+    config = Child()
+    assert (config.DETECTION_NMS_THRESHOLD, config.IMAGE_MIN_DIM, config.RPN_SCORES) == (0.4, 640, "sigmoid")
+    config.PRESET = "matterport"
+    assert (config.DETECTION_NMS_THRESHOLD, config.IMAGE_MIN_DIM, config.RPN_SCORES) == (0.4, 640, "softmax")
+
+
+def test_a_preset_changed_on_an_instance_leaves_nothing_of_the_former_one():
+    config = _Detector()
+    for preset in PRESETS:
+        config.PRESET = preset
+    config.PRESET = "matterport"
+    np.testing.assert_equal(config.to_dict(), _Detector().to_dict())
+
+
+def test_a_preset_survives_files_and_overrides_in_any_order(tmp_path):
+    config = _Detector.from_dict({"RPN_CONVS": 2, "PRESET": "torchvision"})
+    assert config.RPN_CONVS == 2 and config.RPN_SCORES == "sigmoid"
+    config.to_yaml(tmp_path / "config.yaml")
+    again = _Detector.from_yaml(tmp_path / "config.yaml")
+    np.testing.assert_equal(again.to_dict(), config.to_dict())
+    np.testing.assert_equal(pickle.loads(pickle.dumps(config)).to_dict(), config.to_dict())
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="PRESET: found 'torchvison'.*nearest: 'torchvision'"):
+        _Detector().PRESET = "torchvison"
+
+
+def test_preset_tables_are_not_shared_with_instances():
+    config = type("Preset", (_Detector,), {"PRESET": "torchvision"})()
+    config.MEAN_PIXEL[0] = 0
+    assert PRESETS["torchvision"]["MEAN_PIXEL"][0] > 100
+
+
+def test_no_preset_name_occurs_outside_the_configuration_and_the_catalogue():
+    """Presets are only tables: no code may ask which one is used."""
+    package = pathlib.Path(inspect.getfile(Config)).parent
+    tables = {"config.py", "importers/catalogue.py"}
+    # The rules of paste_masks carry names of systems in the public interface.
+    pasting = {"config_rules.py", "ops/masks.py", "detection.py", "data/masks.py"}
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        forbidden = set() if name in tables else set(PRESETS) - (set(PASTE_RULES) if name in pasting else set())
+        found += [f"{name}:{node.lineno} {node.value}" for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                  if isinstance(node, ast.Constant) and node.value in forbidden]
+    assert found == []
