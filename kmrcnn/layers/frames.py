@@ -9,9 +9,10 @@ are Matterport's normalised boxes times (size - 1), so its numerics hold exactly
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import KerasTensor, ops
 
-from kmrcnn.ops import generate_pyramid_anchors
+from kmrcnn.ops.anchors import level_anchors
 
 
 class BoxLayer(keras.layers.Layer):
@@ -35,29 +36,38 @@ class Anchors(BoxLayer):
     """The anchors of a pyramid, as constants of its shapes.
 
     Args:
-        scales, ratios, strides, anchor_stride: as in `kmrcnn.ops.generate_pyramid_anchors`.
+        scales, ratios, strides, anchor_stride, rounding, offset: as in `kmrcnn.ops.generate_pyramid_anchors`.
         box_offset: see the module.
+        per_level: return one tensor a level.
 
-    Call: feature maps (B, H, W, C), finest first -> (A, 4) float32 internal boxes. H and W must be static when the
-        graph runs.
+    Call: feature maps (B, H, W, C), finest first -> (A, 4) float32 internal boxes, or a list of (A_l, 4). H and W must
+        be static when the graph runs.
     """
 
-    def __init__(self, scales, ratios, strides, anchor_stride: int = 1, box_offset: float = 1.0, **kwargs):
+    def __init__(self, scales, ratios, strides, anchor_stride: int = 1, box_offset: float = 1.0, *,
+                 rounding: str | None = None, offset: float = 0.0, per_level: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.scales, self.ratios, self.strides = tuple(scales), tuple(ratios), tuple(strides)
         self.anchor_stride, self.box_offset = anchor_stride, box_offset
+        self.rounding, self.offset, self.per_level = rounding, offset, per_level
 
     def call(self, feature_maps):
         shapes = [tuple(feature_map.shape[1:3]) for feature_map in feature_maps]
-        anchors = generate_pyramid_anchors(self.scales, self.ratios, shapes, self.strides, self.anchor_stride)
-        return ops.convert_to_tensor(anchors - [0.0, 0.0, self.box_offset, self.box_offset], dtype="float32")
+        levels = level_anchors(self.scales, self.ratios, shapes, self.strides, self.anchor_stride,
+                               rounding=self.rounding, offset=self.offset)
+        levels = levels if self.per_level else [np.concatenate(levels)]
+        shift = [0.0, 0.0, self.box_offset, self.box_offset]
+        levels = [ops.convert_to_tensor(anchors - shift, dtype="float32") for anchors in levels]
+        return levels if self.per_level else levels[0]
 
     def compute_output_spec(self, feature_maps):
-        return KerasTensor((None, 4), dtype="float32")
+        levels = [KerasTensor((None, 4), dtype="float32") for _ in (self.strides if self.per_level else (None,))]
+        return levels if self.per_level else levels[0]
 
     def get_config(self) -> dict:
         return {**super().get_config(), "scales": self.scales, "ratios": self.ratios, "strides": self.strides,
-                "anchor_stride": self.anchor_stride, "box_offset": self.box_offset}
+                "anchor_stride": self.anchor_stride, "box_offset": self.box_offset, "rounding": self.rounding,
+                "offset": self.offset, "per_level": self.per_level}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")

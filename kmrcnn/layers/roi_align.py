@@ -20,17 +20,19 @@ class PyramidROIAlign(keras.layers.Layer):
         sampling_ratio: samples per bin and axis, for the last two.
         level_rule: "round" (Matterport) or "floor" (Detectron).
         box_offset: see `kmrcnn.layers.frames`.
+        inclusive: Detectron's rule for "legacy": a box is sampled up to its last pixel's coordinate, y2 - 1 and
+            x2 - 1, while its level follows from its whole size.
 
     Call: (rois (B, N, 4) internal boxes, list of feature maps (B, H, W, C)) -> (B, N, h, w, C).
     """
 
     def __init__(self, pool_shape, strides=(4, 8, 16, 32), mode: str = "crop_and_resize", sampling_ratio: int = 2,
-                 level_rule: str = "round", box_offset: float = 1.0, **kwargs):
+                 level_rule: str = "round", box_offset: float = 1.0, *, inclusive: bool = False, **kwargs):
         # Boxes must not be rounded to half precision, so inputs keep the dtypes they come with.
         super().__init__(autocast=False, **kwargs)
         self.pool_shape, self.strides = tuple(pool_shape), tuple(strides)
         self.mode, self.sampling_ratio, self.level_rule = mode, sampling_ratio, level_rule
-        self.box_offset = box_offset
+        self.box_offset, self.inclusive = box_offset, inclusive
         self.built = True
 
     def call(self, rois, feature_maps):
@@ -42,7 +44,7 @@ class PyramidROIAlign(keras.layers.Layer):
         image_shape = (height * self.strides[0], width * self.strides[0])
         return multilevel_roi_align(feature_maps, boxes, self.pool_shape, self.strides, self.mode,
                                     sampling_ratio=self.sampling_ratio, level_rule=self.level_rule,
-                                    image_shape=image_shape)
+                                    image_shape=image_shape, inclusive=self.inclusive)
 
     def compute_output_spec(self, rois, feature_maps):
         return KerasTensor((*rois.shape[:2], *self.pool_shape, feature_maps[0].shape[-1]),
@@ -50,7 +52,8 @@ class PyramidROIAlign(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "pool_shape": self.pool_shape, "strides": self.strides, "mode": self.mode,
-                "sampling_ratio": self.sampling_ratio, "level_rule": self.level_rule, "box_offset": self.box_offset}
+                "sampling_ratio": self.sampling_ratio, "level_rule": self.level_rule, "box_offset": self.box_offset,
+                "inclusive": self.inclusive}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")

@@ -26,20 +26,23 @@ def box_area(boxes: Any) -> Any:
     return ops.relu(boxes[..., 2] - boxes[..., 0]) * ops.relu(boxes[..., 3] - boxes[..., 1])
 
 
-def clip_boxes(boxes: Any, window: Any) -> Any:
+def clip_boxes(boxes: Any, window: Any, inclusive: bool = False) -> Any:
     """Move every corner into a window.
 
     Args:
         boxes: (..., 4) y1x1y2x2.
         window: y1x1y2x2 in the same units, (4,) or anything that broadcasts against `boxes`, such as (B, 1, 4).
+        inclusive: Detectron's rule, whose boxes end on their last pixel: the first and the last pixel are moved
+            into the window, so that a box keeps at least one.
 
     Returns:
-        (..., 4); a box outside the window becomes a zero-area box on its border.
+        (..., 4); a box outside the window becomes a zero-area box on its border, with `inclusive` one pixel wide.
     """
     boxes = as_float(boxes)
     window = ops.cast(ops.convert_to_tensor(window), boxes.dtype)
-    low = ops.concatenate([window[..., :2], window[..., :2]], axis=-1)
-    high = ops.concatenate([window[..., 2:], window[..., 2:]], axis=-1)
+    pixel = 1.0 if inclusive else 0.0
+    low = ops.concatenate([window[..., :2], window[..., :2] + pixel], axis=-1)
+    high = ops.concatenate([window[..., 2:] - pixel, window[..., 2:]], axis=-1)
     return ops.maximum(ops.minimum(boxes, high), low)
 
 

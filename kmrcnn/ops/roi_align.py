@@ -59,7 +59,7 @@ def crop_and_resize(feature_map: Any, boxes: Any, output_size: int | tuple[int, 
 def multilevel_roi_align(feature_maps: Sequence[Any], boxes: Any, output_size: int | tuple[int, int],
                          strides: Sequence[int], mode: str, sampling_ratio: int = 2, level_rule: str = "floor",
                          canonical_level: int = 4, canonical_size: float = 224,
-                         image_shape: Sequence[int] | None = None) -> Any:
+                         image_shape: Sequence[int] | None = None, inclusive: bool = False) -> Any:
     """Pool each box from the pyramid level that suits its size (FPN, Lin et al. 2017, equation 1).
 
     Args:
@@ -74,6 +74,8 @@ def multilevel_roi_align(feature_maps: Sequence[Any], boxes: Any, output_size: i
         canonical_level: see `roi_levels`.
         canonical_size: see `roi_levels`.
         image_shape: (height, width, ...) in pixels; needed by "crop_and_resize".
+        inclusive: sample up to the coordinate of a box's last pixel, y2 - 1 and x2 - 1, as Detectron does; the
+            level follows from the whole box.
 
     Returns:
         (B, N, P, Q, C) of the feature maps' dtype.
@@ -84,6 +86,8 @@ def multilevel_roi_align(feature_maps: Sequence[Any], boxes: Any, output_size: i
     _check(feature_maps, strides, mode, image_shape)
     boxes = ops.stop_gradient(as_float32(boxes))
     level = roi_levels(boxes, strides, level_rule, canonical_level, canonical_size, image_shape)
+    if inclusive:
+        boxes = boxes - _constant((0.0, 0.0, 1.0, 1.0))
     if mode == "crop_and_resize":
         height, width = (max(side - 1, 1) for side in image_shape[:2])
         boxes = boxes / _constant((height, width, height, width))
