@@ -6,12 +6,9 @@ import keras
 from keras import KerasTensor, ops
 
 from kmrcnn.layers.frames import BoxLayer
-from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, pack
-from kmrcnn.ops import box_iou, encode_boxes
-from kmrcnn.ops.matching import TIE
-
-# An anchor that touches a crowd region by more than this IoU is never a negative (Matterport).
-CROWD_IOU = 0.001
+from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, candidates, pack, signed_iou
+from kmrcnn.ops import encode_boxes
+from kmrcnn.ops.matching import claim_limits, is_claimed, matched_rows
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -19,72 +16,85 @@ class RPNTargetLayer(BoxLayer):
     """Match anchors to ground truth and draw a fixed number of them (Ren et al. 2015, section 3.1.2).
 
     An anchor is positive if its IoU with a ground-truth box is at least `positive_iou` or the best that box gets,
-    negative if all its IoUs are below `negative_iou` and it does not touch a crowd region, else ignored. At most
-    half of the drawn anchors are positive; negatives fill the rest.
+    negative if all its IoUs are below `negative_iou` and it does not touch a crowd region, else ignored. Some of the
+    drawn anchors are positive; negatives fill the rest.
 
     Args:
         anchors_per_image: rows of the output, S.
         positive_iou, negative_iou: thresholds.
         bbox_std_dev: deltas are divided by this.
         compat: True keeps two defects of Matterport: a box that no anchor overlaps makes every anchor positive
-            that overlaps it equally little (not at all), and an anchor forced to be positive learns the box it
-            overlaps most instead of the box that forced it.
+            that overlaps it equally little (not at all), and `reassign` is False.
+        positive_ratio: at most int(S * ratio) drawn anchors are positive.
+        reassign: an anchor forced to be positive learns the box that forced it. False: the box it overlaps most
+            (Detectron, torchvision, Matterport).
+        straddle: anchors that reach further than this, in pixels, beyond the frame are matched but never drawn
+            (maskrcnn-benchmark; Detectron leaves them out of the matching as well). None: all may be drawn.
 
     Raises:
-        ValueError: no row may hold a positive.
+        ValueError: no row may hold a positive, or `straddle` without a frame in the call.
 
-    Call: (anchors (A, 4), gt_class_ids (B, M) int, gt_boxes (B, M, 4), seed (B, 1) int32), boxes internal, rows with
-        class 0 padding, class < 0 crowds
+    Call: (anchors (A, 4), gt_class_ids (B, M) int, gt_boxes (B, M, 4), seed (B, 1) int32, frame (B, 4)), boxes
+        internal, rows with class 0 padding, class < 0 crowds; the frame, what `straddle` refers to, may be left out
+        without it
         -> index (B, S) int32 of the drawn anchors, match (B, S) int32 (1, -1, or 0 for an unused row),
         deltas (B, S, 4) float32, zero where not positive. Positives come first.
     """
 
     def __init__(self, anchors_per_image: int = 256, positive_iou: float = 0.7, negative_iou: float = 0.3,
-                 bbox_std_dev=(0.1, 0.1, 0.2, 0.2), compat: bool = False, **kwargs):
+                 bbox_std_dev=(0.1, 0.1, 0.2, 0.2), compat: bool = False, *, positive_ratio: float = 0.5,
+                 reassign: bool = True, straddle: float | None = None, **kwargs):
         super().__init__(**kwargs)
         self.anchors_per_image, self.compat = anchors_per_image, compat
         self.positive_iou, self.negative_iou = positive_iou, negative_iou
         self.bbox_std_dev = tuple(float(s) for s in bbox_std_dev)
-        if anchors_per_image < 2:
-            raise ValueError(f"anchors_per_image={anchors_per_image} leaves no row for a positive anchor, which may "
-                             "fill half of them: at least 2 expected")
+        self.positive_ratio, self.reassign, self.straddle = positive_ratio, reassign, straddle
+        if self.max_positives < 1:
+            raise ValueError(f"anchors_per_image={anchors_per_image} times positive_ratio={positive_ratio} leaves no "
+                             "row for a positive anchor: the RPN would learn nothing")
 
-    def call(self, anchors, gt_class_ids, gt_boxes, seed):
-        # Crowds count negatively and padding not at all: one (B, M, A) tensor answers all questions.
-        sign = ops.cast(ops.sign(gt_class_ids), "float32")[..., None]
-        iou = box_iou(gt_boxes, anchors[None]) * sign
-        best, touches_crowd = ops.max(iou, axis=1), ops.min(iou, axis=1) <= -CROWD_IOU
-        limit = self._forcing_limit(iou, gt_class_ids)
-        positives = ops.logical_or(best >= self.positive_iou, ops.any(iou >= limit, axis=1))
-        negatives = ops.logical_not(ops.logical_or(positives, touches_crowd))
-        negatives = ops.logical_and(negatives, best < self.negative_iou)
+    @property
+    def max_positives(self) -> int:
+        """How many drawn anchors may be positive."""
+        return int(self.anchors_per_image * self.positive_ratio)
+
+    def call(self, anchors, gt_class_ids, gt_boxes, seed, frame=None):
+        iou = signed_iou(gt_class_ids, gt_boxes, anchors[None])
+        limits = claim_limits(iou, -1.0 if self.compat else 0.0, gt_class_ids > 0)
+        positives, negatives = candidates(iou, self.negative_iou, self.positive_iou, is_claimed(iou, limits))
+        if self.straddle is not None:
+            inside = self._inside(anchors, frame)
+            positives, negatives = ops.logical_and(positives, inside), ops.logical_and(negatives, inside)
         size = self.anchors_per_image
-        index, is_positive, is_used = pack(positives, negatives, size // 2, size, lambda drawn: size - drawn, seed,
-                                           (RPN_POSITIVES, RPN_NEGATIVES))
+        index, is_positive, is_used = pack(positives, negatives, self.max_positives, size, lambda drawn: size - drawn,
+                                           seed, (RPN_POSITIVES, RPN_NEGATIVES))
         match = ops.where(is_positive, 1, ops.where(is_used, -1, 0))
-        deltas = self._deltas(anchors, gt_boxes, self._matched(iou, limit, index), index)
+        deltas = self._deltas(anchors, gt_boxes, self._matched(iou, limits, index), index)
         return index, ops.cast(match, "int32"), ops.where(is_positive[..., None], deltas, ops.zeros_like(deltas))
 
-    def _forcing_limit(self, iou, gt_class_ids):
-        """IoU from which a ground-truth box forces an anchor to be positive, (B, M, 1): the best it gets, if any."""
-        best = ops.max(iou, axis=2, keepdims=True)
-        forces = gt_class_ids[..., None] > 0 if self.compat else best > 0.0
-        return ops.where(forces, best * (1.0 - TIE), 2.0 * ops.ones_like(best))
+    def _inside(self, anchors, frame):
+        """(B, A) bool: anchors that reach beyond the frame by no more than `straddle`."""
+        self._check_frame(frame)
+        frame = ops.cast(frame, "float32")[:, None]
+        start = ops.all(anchors[None, :, :2] >= frame[..., :2] - self.straddle, axis=-1)
+        end = ops.all(anchors[None, :, 2:] <= frame[..., 2:] + self.straddle, axis=-1)
+        return ops.logical_and(start, end)
 
-    def _matched(self, iou, limit, index):
-        """Ground truth of the drawn anchors, (B, S) int32: the one that forced it, else the one it overlaps most."""
-        drawn = ops.take_along_axis(iou, index[:, None, :] + ops.zeros_like(limit, dtype="int32"), axis=2)
-        matched = ops.argmax(drawn, axis=1)
-        if not self.compat:
-            forcing = ops.where(drawn >= limit, drawn, -ops.ones_like(drawn))
-            matched = ops.where(ops.max(forcing, axis=1) > 0.0, ops.argmax(forcing, axis=1), matched)
-        return ops.cast(matched, "int32")
+    def _check_frame(self, frame) -> None:
+        if self.straddle is not None and frame is None:
+            raise ValueError(f"straddle={self.straddle} needs the frame of each image in the call")
+
+    def _matched(self, iou, limits, index):
+        """Ground truth of the drawn anchors, (B, S) int32."""
+        drawn = ops.take_along_axis(iou, index[:, None, :] + ops.zeros_like(limits, dtype="int32"), axis=2)
+        return matched_rows(drawn, limits if self.reassign and not self.compat else None)
 
     def _deltas(self, anchors, gt_boxes, matched, index):
         gt = ops.take_along_axis(gt_boxes, matched[..., None], axis=1)
         return encode_boxes(ops.take(anchors, index, axis=0), gt, weights=tuple(1.0 / s for s in self.bbox_std_dev))
 
-    def compute_output_spec(self, anchors, gt_class_ids, gt_boxes, seed):
+    def compute_output_spec(self, anchors, gt_class_ids, gt_boxes, seed, frame=None):
+        self._check_frame(frame)
         shape = (gt_boxes.shape[0], self.anchors_per_image)
         return (KerasTensor(shape, dtype="int32"), KerasTensor(shape, dtype="int32"),
                 KerasTensor((*shape, 4), dtype="float32"))
@@ -92,4 +102,5 @@ class RPNTargetLayer(BoxLayer):
     def get_config(self) -> dict:
         return {**super().get_config(), "anchors_per_image": self.anchors_per_image, "compat": self.compat,
                 "positive_iou": self.positive_iou, "negative_iou": self.negative_iou,
-                "bbox_std_dev": self.bbox_std_dev}
+                "bbox_std_dev": self.bbox_std_dev, "positive_ratio": self.positive_ratio, "reassign": self.reassign,
+                "straddle": self.straddle}

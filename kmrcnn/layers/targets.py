@@ -1,18 +1,40 @@
-"""What the two target layers share: picking and packing a fixed number of positive and negative rows."""
+"""What the two target layers share: candidates, and packing a fixed number of positive and negative rows."""
 
 from __future__ import annotations
 
 from keras import ops
 
-from kmrcnn.ops import sample_indices
+from kmrcnn.ops import box_iou, sample_indices
+from kmrcnn.ops.matching import label_columns
 
 # One stream of the sampling hash for every draw of a step.
 RPN_POSITIVES, RPN_NEGATIVES, ROI_POSITIVES, ROI_NEGATIVES = range(4)
 
+# A box that touches a crowd region by this IoU or more is never a negative (Matterport).
+CROWD_IOU = 0.001
 
-def overlaps_of_valid(iou, valid):
-    """IoU (B, M, N) with the rows of invalid ground truth (B, M) set to zero."""
-    return iou * ops.cast(valid[..., None], iou.dtype)
+_POSITIVE, _IGNORED, _NEGATIVE = 1, 0, -1
+
+
+def signed_iou(gt_class_ids, gt_boxes, boxes):
+    """IoU (B, M, N) in which crowds (class < 0) count negatively and padding (class 0) not at all.
+
+    One tensor then answers all questions: its maximum over M is the best IoU with an object, its minimum the
+    opposite of that with a crowd.
+    """
+    sign = ops.cast(ops.sign(gt_class_ids), "float32")[..., None]
+    return box_iou(gt_boxes, boxes) * sign
+
+
+def candidates(iou, negative_iou: float, positive_iou: float, claimed=None):
+    """What may be drawn, positives (B, N) bool and negatives (B, N) bool, given `signed_iou` (B, M, N).
+
+    Positive from `positive_iou` on or if `claimed` (B, N); negative below `negative_iou` away from crowds.
+    """
+    label = label_columns(ops.max(iou, axis=1), (negative_iou, positive_iou), (_NEGATIVE, _IGNORED, _POSITIVE), claimed)
+    touches_crowd = ops.min(iou, axis=1) <= -CROWD_IOU
+    negatives = ops.logical_and(ops.equal(label, _NEGATIVE), ops.logical_not(touches_crowd))
+    return ops.equal(label, _POSITIVE), negatives
 
 
 def row_count(mask):
