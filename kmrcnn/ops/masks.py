@@ -1,7 +1,8 @@
-"""Crop ground-truth masks to ROIs, and paste predicted masks into the image."""
+"""Cut ground-truth masks out by ROIs, and paste predicted masks into the image."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from kmrcnn.ops.backend import as_float32, finite, ops
 from kmrcnn.ops.bilinear import combine_taps, grid_taps
 
 PASTE_RULES = ("matterport", "torchvision", "detectron2")
+
+# Pixels of image-sized float32 masks that `align_masks` holds at once for each image of a batch: 128 MiB.
+_PIXELS_AT_ONCE = 2**25
 
 
 def crop_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int]) -> Any:
@@ -38,6 +42,93 @@ def crop_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int])
     cells, weight = combine_taps(base, ops.full_like(base, width), *taps)
     values = ops.cast(ops.take(ops.reshape(masks, (-1,)), cells, axis=0), "float32")
     return ops.reshape(ops.sum(values * weight, axis=-1), (batch, index.shape[1], *output_size))
+
+
+def align_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int]) -> Any:
+    """Legacy ROIAlign with adaptive sampling of each box on the mask it belongs to (the targets of torchvision).
+
+    Equal to `roi_align(mask, box, output_size, sampling_ratio=0, aligned=False)`, but without a limit on the number
+    of samples: it is separable, so every target is the mask between two matrices of weights.
+
+    Args:
+        masks: (B, M, H, W) bool, integer or float.
+        index: (B, N) int32, the mask of each box; out of range is moved into it.
+        boxes: (B, N, 4) y1x1y2x2 in pixels of the mask.
+        output_size: (height, width).
+
+    Returns:
+        (B, N, height, width) float32, the share of each cell that the mask covers; no gradient.
+    """
+    masks, index = ops.convert_to_tensor(masks), ops.cast(ops.convert_to_tensor(index), "int32")
+    boxes = finite(ops.stop_gradient(as_float32(boxes)))
+    batch, (count, height, width) = ops.shape(masks)[0], masks.shape[1:]
+    if index.shape[1] == 0 or count == 0:
+        return ops.zeros((batch, index.shape[1], *output_size), "float32")
+    index = ops.clip(index, 0, count - 1) + count * ops.cast(ops.arange(batch), "int32")[:, None]
+    table = ops.reshape(masks, (-1, height, width))
+
+    def align(part: tuple[Any, Any]) -> Any:
+        index, boxes = part
+        chosen = ops.cast(ops.take(table, index, axis=0), "float32")
+        y, x = (_bin_weights(boxes[..., axis], boxes[..., axis + 2], output_size[axis], side)
+                for axis, side in enumerate((height, width)))
+        return ops.matmul(ops.matmul(y, chosen), ops.swapaxes(x, -1, -2))
+
+    # Rounding may leave the interval by a millionth.
+    return ops.clip(_in_parts(align, index, boxes, max(1, _PIXELS_AT_ONCE // (height * width))), 0.0, 1.0)
+
+
+def _in_parts(function: Callable[[tuple[Any, Any]], Any], index: Any, boxes: Any, size: int) -> Any:
+    """function((index (B, N), boxes (B, N, 4))) -> (B, N, h, w), computed for `size` columns at a time."""
+    columns = index.shape[1]
+    if columns <= size:
+        return function((index, boxes))
+    parts = -(-columns // size)
+    index = ops.pad(index, [[0, 0], [0, parts * size - columns]])
+    boxes = ops.pad(boxes, [[0, 0], [0, parts * size - columns], [0, 0]])
+    index = ops.swapaxes(ops.reshape(index, (-1, parts, size)), 0, 1)
+    boxes = ops.swapaxes(ops.reshape(boxes, (-1, parts, size, 4)), 0, 1)
+    done = ops.swapaxes(ops.map(function, (index, boxes)), 0, 1)
+    return ops.reshape(done, (-1, parts * size, *done.shape[3:]))[:, :columns]
+
+
+def _bin_weights(start: Any, end: Any, bins: int, cells: int) -> Any:
+    """How much each cell of an axis adds to each bin of a box, by legacy ROIAlign with adaptive sampling.
+
+    The ceil(size / bins) samples of a bin lie evenly spaced, more than half a cell apart or alone. So the weight
+    that goes to the cells before a given one follows from the number of samples at least one cell before it, and
+    from the two next samples, which share their weight between two cells.
+
+    Args:
+        start: (...) float32, cell centres at whole numbers.
+        end: (...) float32.
+        bins, cells: of the axis.
+
+    Returns:
+        (..., bins, cells) float32.
+    """
+    start = start[..., None, None]
+    size = ops.maximum(end[..., None, None] - start, 1.0)
+    samples = ops.ceil(size / bins)
+    step = size / bins / samples
+    number = ops.convert_to_tensor(np.arange(bins, dtype="float32"))[:, None]
+    first = start + (size / bins) * number + 0.5 * step
+    cell = ops.convert_to_tensor(np.arange(1, cells, dtype="float32"))
+    whole = _count_up_to(cell - 1.0, first, step, samples)
+    before = whole
+    for sample in (whole, whole + 1.0):
+        share = ops.clip(cell - first - sample * step, 0.0, 1.0)
+        before = before + ops.where(sample < samples, share, ops.zeros_like(share))
+    # Samples up to one cell outside the map count for the cell at its border, others not at all.
+    outside = ops.clip(ops.ceil((-1.0 - first) / step), 0.0, samples)
+    inside = _count_up_to(float(cells), first, step, samples)
+    before = ops.concatenate([outside, before, inside], axis=-1)
+    return (before[..., 1:] - before[..., :-1]) / samples
+
+
+def _count_up_to(position: Any, first: Any, step: Any, samples: Any) -> Any:
+    """How many of the samples first, first + step, ... lie at `position` or before."""
+    return ops.clip(ops.floor((position - first) / step) + 1.0, 0.0, samples)
 
 
 def paste_masks(masks: Any, boxes: Any, image_shape: tuple[int, int], threshold: float = 0.5,

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from kmrcnn.ops import crop_masks, paste_masks
+from kmrcnn.ops import masks as masks_module
+from kmrcnn.ops.masks import align_masks
 from tests.ops.modes import assert_every_mode, random_boxes, run
 from tests.reference import pooling as reference
 
@@ -69,3 +71,43 @@ def test_no_masks_and_unknown_rule():
     assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), (8, 9)).shape == (0, 8, 9)
     with pytest.raises(ValueError, match="rule must be one of"):
         paste_masks(np.zeros((1, 2, 2)), np.zeros((1, 4)), (8, 9), rule="nearest")
+
+
+def _aligned(masks, index, boxes, shape) -> np.ndarray:
+    """The reference on each box's own mask, with as many samples as torchvision takes."""
+    return np.array([[reference.roi_align(own[i].astype(float)[..., None], box, shape, 1.0, 0, False)[..., 0]
+                      for i, box in zip(row, rows, strict=True)]
+                     for own, row, rows in zip(masks, index, boxes, strict=True)])
+
+
+@pytest.mark.parametrize("at_once", [10**6, 2 * 40 * 50])
+def test_align_masks_equals_adaptive_roi_align(monkeypatch, at_once):
+    monkeypatch.setattr(masks_module, "_PIXELS_AT_ONCE", at_once)
+    rng = np.random.default_rng(4)
+    masks, index = rng.uniform(size=(2, 3, 40, 50)) > 0.5, rng.integers(0, 3, (2, 11)).astype("int32")
+    boxes = random_boxes(rng, 2, 11, extent=40, low=1, high=30)
+    boxes[0, :7] = [[0, 0, 40, 50], [-6, -0.5, 40.5, 50.25], [3, 4, 3.25, 4.5], [7, 8, 7, 8], [4, 6, 12, 30],
+                    [39.5, 49.5, 39.75, 49.75], [-9, -9, -8, 60]]
+    expected = _aligned(masks, index, boxes, (4, 3))
+    assert expected[0, 0].size and not expected[0, 6].any(), "a box beyond the image sees nothing"
+    assert_every_mode(expected, lambda m, i, b: align_masks(m, i, b, (4, 3)), masks, index, boxes)
+
+
+def test_align_masks_takes_as_many_samples_as_a_box_needs():
+    """40 pixels a bin: torchvision's sampling has no limit."""
+    rng = np.random.default_rng(5)
+    masks = rng.integers(0, 2, (1, 1, 80, 90)).astype("uint8")
+    boxes = np.array([[[0, 0, 80, 90], [0.3, 0.2, 79.4, 89.9]]], "float32")
+    index = np.zeros((1, 2), "int32")
+    found = run(lambda m, i, b: align_masks(m, i, b, (2, 2)), masks, index, boxes)
+    np.testing.assert_allclose(found, _aligned(masks, index, boxes, (2, 2)), atol=1e-5)
+
+
+def test_align_masks_survives_bad_rows():
+    masks, index = np.ones((1, 2, 8, 8), bool), np.array([[-1, 7, 0, 1]], "int32")
+    boxes = np.array([[[0, 0, 8, 8], [np.nan] * 4, [5, 5, 2, 2], [-np.inf, 0, np.inf, 8]]], "float32")
+    found = run(lambda m, i, b: align_masks(m, i, b, (3, 3)), masks, index, boxes)
+    assert found.dtype == "float32" and (found >= 0).all() and (found <= 1).all()
+    np.testing.assert_allclose(found[0, 0], 1.0, atol=1e-6)
+    assert run(lambda m, i, b: align_masks(m, i, b, (3, 2)), masks, index[:, :0], boxes[:, :0]).shape == (1, 0, 3, 2)
+    assert not run(lambda m, i, b: align_masks(m, i, b, (3, 2)), masks[:, :0], index, boxes).any()
