@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 from keras import KerasTensor, ops
 
-DENOMINATORS = ("count", "fixed")
+DENOMINATORS = ("count", "fixed", "sampled")
 
 
 class LossLayer(keras.layers.Layer):
@@ -17,7 +17,8 @@ class LossLayer(keras.layers.Layer):
 
     Args:
         denominator: "count" divides by the entries that contribute (Matterport: a mean over them), "fixed" by the
-            number of rows drawn per image, whatever they are (Detectron).
+            number of rows there are for drawn anchors or ROIs, used or not, "sampled" by the number of rows that
+            are used (torchvision, maskrcnn-benchmark).
 
     Raises:
         ValueError: for another `denominator`.
@@ -31,11 +32,13 @@ class LossLayer(keras.layers.Layer):
         self.denominator = denominator
         self.built = True
 
-    def ratio(self, numerator, count, fixed: float):
-        """Stack numerator (B,) and the chosen denominator: contributing entries (B,), or `fixed`."""
-        count = ops.cast(count, "float32")
+    def ratio(self, numerator, count, fixed: float, sampled):
+        """Stack numerator (B,) and the chosen denominator: entries (B,), `fixed`, or rows used (B,)."""
         if self.denominator == "fixed":
-            count = ops.zeros_like(count) + fixed
+            count = ops.zeros_like(numerator) + fixed
+        elif self.denominator == "sampled":
+            count = sampled
+        count = ops.cast(count, "float32")
         return ops.stack([numerator, ops.stop_gradient(count)], axis=-1)
 
     def compute_output_spec(self, *args):
@@ -45,16 +48,45 @@ class LossLayer(keras.layers.Layer):
         return {**super().get_config(), "denominator": self.denominator}
 
 
+class BoxLoss(LossLayer):
+    """Base of the two losses of box deltas: smooth L1.
+
+    Args:
+        denominator: see `LossLayer`; "count" counts coordinates.
+        beta: see `smooth_l1`.
+
+    Raises:
+        ValueError: for a negative `beta`.
+    """
+
+    def __init__(self, denominator: str = "count", beta: float = 1.0, **kwargs):
+        super().__init__(denominator, **kwargs)
+        if not beta >= 0:
+            raise ValueError(f"beta must not be negative, got {beta}")
+        self.beta = beta
+
+    def box_ratio(self, deltas, target, positive, sampled):
+        """`ratio` of deltas (B, N, 4) and their target in the rows that are positive, (B, N) bool."""
+        error = ops.where(positive[..., None], deltas - target, ops.zeros_like(deltas))
+        count = 4 * ops.sum(ops.cast(positive, "int32"), axis=1)
+        return self.ratio(ops.sum(smooth_l1(error, self.beta), axis=(1, 2)), count, positive.shape[1], sampled)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "beta": self.beta}
+
+
 def reduce_loss(ratios):
     """One loss value of a batch from its (B, 2) ratios: sum of numerators over sum of denominators, 0 if that is 0."""
     total = ops.sum(ratios, axis=0)
     return ops.where(total[1] > 0, total[0] / ops.maximum(total[1], 1e-12), 0.0 * total[0])
 
 
-def smooth_l1(error):
-    """0.5 e^2 where |e| < 1, else |e| - 0.5 (Girshick 2015, eq. 3); elementwise."""
+def smooth_l1(error, beta: float = 1.0):
+    """0.5 e^2 / beta where |e| < beta, else |e| - 0.5 beta (Girshick 2015, eq. 3); elementwise. beta 0: L1."""
     size = ops.abs(error)
-    return ops.where(size < 1.0, 0.5 * error * error, size - 0.5)
+    if beta == 0:
+        return size
+    return ops.where(size < beta, (0.5 / beta) * error * error, size - 0.5 * beta)
 
 
 def cross_entropy(logits, labels):

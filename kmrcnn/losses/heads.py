@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kmrcnn.losses.base import LossLayer, cross_entropy, smooth_l1
+from kmrcnn.losses.base import BoxLoss, LossLayer, cross_entropy
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -27,35 +27,52 @@ class HeadClassLoss(LossLayer):
         if self.compat:
             active = ops.zeros_like(active) + active[:1]
         predicted = ops.argmax(logits, axis=-1)
-        weights = weights * ops.take_along_axis(active, predicted, axis=1)
-        loss = cross_entropy(logits, class_ids) * weights
-        return self.ratio(ops.sum(loss, axis=1), ops.sum(weights, axis=1), class_ids.shape[1])
+        counted = weights * ops.take_along_axis(active, predicted, axis=1)
+        loss = cross_entropy(logits, class_ids) * counted
+        return self.ratio(ops.sum(loss, axis=1), ops.sum(counted, axis=1), class_ids.shape[1],
+                          ops.sum(weights, axis=1))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "compat": self.compat}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
-class HeadBoxLoss(LossLayer):
-    """Smooth L1 on the true class's deltas of the positive ROIs; "count" counts coordinates.
+class HeadBoxLoss(BoxLoss):
+    """Smooth L1 on the true class's deltas of the positive ROIs.
 
-    Call: (deltas (B, T, C, 4), class_ids (B, T) int32, target (B, T, 4)).
+    Call: (deltas (B, T, C, 4), or (B, T, 1, 4) of all classes alike, class_ids (B, T) int32, target (B, T, 4),
+        weights (B, T): 1 for drawn rows, needed by "sampled" only).
+
+    Raises:
+        ValueError: "sampled" without weights.
     """
 
-    def call(self, deltas, class_ids, target):
-        chosen = ops.take_along_axis(deltas, class_ids[..., None, None], axis=2)[:, :, 0]
-        positive = class_ids > 0
-        error = ops.where(positive[..., None], chosen - target, ops.zeros_like(chosen))
-        count = 4 * ops.sum(ops.cast(positive, "int32"), axis=1)
-        return self.ratio(ops.sum(smooth_l1(error), axis=(1, 2)), count, class_ids.shape[1])
+    def call(self, deltas, class_ids, target, weights=None):
+        self._check(weights)
+        if deltas.shape[2] == 1:
+            chosen = deltas[:, :, 0]
+        else:
+            chosen = ops.take_along_axis(deltas, class_ids[..., None, None], axis=2)[:, :, 0]
+        sampled = None if weights is None else ops.sum(weights, axis=1)
+        return self.box_ratio(chosen, target, class_ids > 0, sampled)
+
+    def _check(self, weights) -> None:
+        if self.denominator == "sampled" and weights is None:
+            raise ValueError("denominator 'sampled' needs the weights of the ROIs in the call")
+
+    def compute_output_spec(self, deltas, class_ids, target, weights=None):
+        self._check(weights)
+        return super().compute_output_spec(deltas)
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
 class MaskLoss(LossLayer):
     """Binary cross entropy of the true class's mask of the positive ROIs, from logits; a mean over pixels.
 
+    "sampled" is "count" here: only positive ROIs have masks.
+
     Call: (logits (B, P, h, w, C), class_ids (B, T) int32 of which the first P rows may be positive,
-        target (B, P, h, w) 0/1).
+        target (B, P, h, w) in [0, 1]).
     """
 
     def call(self, logits, class_ids, target):
@@ -65,4 +82,5 @@ class MaskLoss(LossLayer):
         loss = ops.relu(chosen) - chosen * target + ops.log1p(ops.exp(-ops.abs(chosen)))
         positive = class_ids > 0
         loss = ops.where(positive, ops.mean(loss, axis=(2, 3)), ops.zeros_like(loss[:, :, 0, 0]))
-        return self.ratio(ops.sum(loss, axis=1), ops.sum(ops.cast(positive, "int32"), axis=1), target.shape[1])
+        count = ops.sum(ops.cast(positive, "int32"), axis=1)
+        return self.ratio(ops.sum(loss, axis=1), count, target.shape[1], count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from kmrcnn.losses.base import LossLayer, cross_entropy, smooth_l1
+from kmrcnn.losses.base import BoxLoss, LossLayer, cross_entropy
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -20,19 +20,22 @@ class RPNClassLoss(LossLayer):
         loss = cross_entropy(drawn, ops.cast(match > 0, "int32"))
         used = ops.not_equal(match, 0)
         loss = ops.where(used, loss, ops.zeros_like(loss))
-        return self.ratio(ops.sum(loss, axis=1), ops.sum(ops.cast(used, "int32"), axis=1), match.shape[1])
+        sampled = _drawn_rows(match)
+        return self.ratio(ops.sum(loss, axis=1), sampled, match.shape[1], sampled)
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
-class RPNBoxLoss(LossLayer):
-    """Smooth L1 over the drawn positive anchors; the denominator counts coordinates with "count".
+class RPNBoxLoss(BoxLoss):
+    """Smooth L1 over the drawn positive anchors.
 
     Call: (deltas (B, A, 4), index (B, S) int32, match (B, S) int32, target (B, S, 4)).
     """
 
     def call(self, deltas, index, match, target):
         drawn = ops.take_along_axis(deltas, index[..., None], axis=1)
-        positive = match > 0
-        error = ops.where(positive[..., None], drawn - target, ops.zeros_like(drawn))
-        count = 4 * ops.sum(ops.cast(positive, "int32"), axis=1)
-        return self.ratio(ops.sum(smooth_l1(error), axis=(1, 2)), count, match.shape[1])
+        return self.box_ratio(drawn, target, match > 0, _drawn_rows(match))
+
+
+def _drawn_rows(match):
+    """How many rows of match (B, S) hold an anchor, (B,) int32."""
+    return ops.sum(ops.cast(ops.not_equal(match, 0), "int32"), axis=1)
