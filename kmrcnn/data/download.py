@@ -30,17 +30,20 @@ def download(
     size: int | None = None,
     retries: int = 3,
     progress: bool = True,
+    md5: str | None = None,
 ) -> Path:
     """Fetch `url` to `path`, unless it is there already with the right checksum.
 
     A broken transfer is continued, in this call and in later ones, from `path` + ".part". The file takes its
-    name only when it is whole: all announced bytes, `size` and `sha256` where given.
+    name only when it is whole: all announced bytes, `size`, `sha256` and `md5` where given; of a checksum the
+    leading digits are enough.
 
     Raises DownloadError when the server refuses, all retries fail, or size or checksum are wrong (the wrong
     file is removed).
     """
     path = Path(path)
-    if path.exists() and (sha256 is None or _sha256(path) == sha256.lower()):
+    checksums = {kind: digits.lower() for kind, digits in (("sha256", sha256), ("md5", md5)) if digits}
+    if path.exists() and all(_digest(path, kind).startswith(checksums[kind]) for kind in checksums):
         return path
     if not url.startswith(("http://", "https://")):
         raise DownloadError(f"{url}: expected an http or https address")
@@ -59,7 +62,7 @@ def download(
                     f"{url}: {error or type(error).__name__}; {part} keeps what has arrived"
                 ) from error
         time.sleep(min(2**attempt - 1, 10))
-    _verify(url, part, sha256, size)
+    _verify(url, part, checksums, size)
     os.replace(part, path)
     _tag_file(part).unlink(missing_ok=True)
     return path
@@ -104,14 +107,18 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
         raise OSError(f"the transfer broke off after {part.stat().st_size} of {total} bytes")
 
 
-def _verify(url: str, part: Path, sha256: str | None, size: int | None) -> None:
+def _verify(url: str, part: Path, checksums: dict[str, str], size: int | None) -> None:
+    """Refuse, and remove, a file of another size or checksum than expected."""
     found = part.stat().st_size
-    if size is not None and found != size:
+    wrong = f"expected {size} bytes, found {found}" if size is not None and found != size else None
+    for kind, expected in checksums.items():
+        digest = _digest(part, kind)
+        if not digest.startswith(expected):
+            wrong = wrong or f"expected {kind} {expected}, found {digest}"
+    if wrong:
         part.unlink()
-        raise DownloadError(f"{url}: expected {size} bytes, found {found}")
-    if sha256 is not None and (digest := _sha256(part)) != sha256.lower():
-        part.unlink()
-        raise DownloadError(f"{url}: expected sha256 {sha256.lower()}, found {digest}")
+        _tag_file(part).unlink(missing_ok=True)
+        raise DownloadError(f"{url}: {wrong}")
 
 
 def _tag_file(part: Path) -> Path:
@@ -119,9 +126,9 @@ def _tag_file(part: Path) -> Path:
     return part.with_name(part.name + ".tag")
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def unzip(archive: str | os.PathLike, target: str | os.PathLike) -> None:

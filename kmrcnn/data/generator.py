@@ -14,7 +14,7 @@ from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.head_targets import build_detection_targets
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.random_rois import generate_random_rois
-from kmrcnn.data.reader import Sample, collate
+from kmrcnn.data.reader import Sample, collate, common_shape
 from kmrcnn.data.rpn_targets import build_rpn_targets
 
 
@@ -36,7 +36,7 @@ def data_generator(
         random_rois: adds that many random ROIs per image.
         detection_targets: with random_rois, adds the heads' targets; images without instances are left out.
 
-    inputs: images float32 (B, H, W, C) mean-subtracted; image_meta (B, 12 + NUM_CLASSES); rpn_match int32
+    inputs: images float32 (B, H, W, C) normalised; image_meta (B, 12 + NUM_CLASSES); rpn_match int32
     (B, A, 1); rpn_bbox (B, RPN_TRAIN_ANCHORS_PER_IMAGE, 4); gt_class_ids int32 (B, M); gt_boxes int32
     (B, M, 4); gt_masks bool (B, h, w, M); with random_rois, ROIs int32 (B, random_rois, 4); with
     detection_targets, the chosen ROIs (B, T, 4).
@@ -47,7 +47,7 @@ def data_generator(
         augmentation = HorizontalFlip()
     loader = DataLoader(dataset, config, 1, shuffle, augmentation, no_augmentation_sources, workers=0)
     rng = np.random.default_rng(config.SEED)
-    rows: list[tuple] = []
+    samples: list[Sample] = []
     barren = 0
     for sample in itertools.chain.from_iterable(map(loader.samples, itertools.count())):
         if random_rois and detection_targets and not (sample.class_ids > 0).any():
@@ -56,11 +56,15 @@ def data_generator(
                 raise ValueError("detection_targets: no image of the dataset has an instance")
             continue
         barren = 0
-        rows.append(_row(sample, config, random_rois, detection_targets, rng))
-        if len(rows) == batch_size:
+        samples.append(sample)
+        if len(samples) == batch_size:
+            rows = [
+                _row(sample, config, random_rois, detection_targets, rng)
+                for sample in common_shape(samples, config)
+            ]
             inputs, outputs = zip(*rows, strict=True)
             yield _stack(inputs), _stack(outputs)
-            rows = []
+            samples = []
 
 
 def _row(
@@ -95,15 +99,33 @@ def _row(
     return [*inputs, chosen], [class_ids[:, None], head_deltas, masks]
 
 
-_ANCHOR_SETTINGS = ("RPN_ANCHOR_SCALES", "RPN_ANCHOR_RATIOS", "BACKBONE_STRIDES", "RPN_ANCHOR_STRIDE")
+_ANCHOR_SETTINGS = (
+    "RPN_ANCHOR_SCALES",
+    "RPN_ANCHOR_RATIOS",
+    "BACKBONE_STRIDES",
+    "RPN_ANCHOR_STRIDE",
+    "RPN_ANCHOR_ROUNDING",
+    "RPN_ANCHOR_OFFSET",
+)
 
 
 @functools.lru_cache(maxsize=8)
-def _anchors(shape: tuple, scales: tuple, ratios: tuple, strides: tuple, anchor_stride: int) -> np.ndarray:
+def _anchors(
+    shape: tuple,
+    scales: tuple,
+    ratios: tuple,
+    strides: tuple,
+    anchor_stride: int,
+    rounding: str | None,
+    offset: float,
+) -> np.ndarray:
     # Here, as kmrcnn.ops loads a backend and the rest of kmrcnn.data does not.
     from kmrcnn.ops.anchors import generate_pyramid_anchors, pyramid_shapes
 
-    return generate_pyramid_anchors(scales, ratios, pyramid_shapes(shape, strides), strides, anchor_stride)
+    shapes = pyramid_shapes(shape, strides)
+    return generate_pyramid_anchors(
+        scales, ratios, shapes, strides, anchor_stride, rounding=rounding, offset=offset
+    )
 
 
 def _hashable(value: Any) -> Any:

@@ -39,11 +39,12 @@ def resize_image(
     """Resize an image [H, W, C], keeping its aspect ratio and dtype.
 
     Args:
-        min_dim: scale up so that the shorter side is at least this.
-        max_dim: in mode "square", the longer side is at most this and the result is max_dim x max_dim.
+        min_dim: scale up so that the shorter side is at least this, in mode "shortest" exactly this.
+        max_dim: in modes "square" and "shortest", the longer side is at most this; "square" pads to
+            max_dim x max_dim.
         min_scale: scale up at least by this, whatever min_dim asks.
-        mode: "none", "square", "pad64" or "crop".
-        divisor: multiple that mode "pad64" pads to.
+        mode: "none", "square", "pad64", "crop" or "shortest".
+        divisor: multiple that modes "pad64" and "shortest" pad to.
         rng: draws the place in mode "crop"; Python's `random` without one.
 
     Returns:
@@ -107,15 +108,29 @@ def resize(
 
 
 def mold_image(images: np.ndarray, config: Any) -> np.ndarray:
-    """Subtract config.MEAN_PIXEL from RGB images [..., H, W, C]; float32."""
-    return np.asarray(images, np.float32) - np.asarray(config.MEAN_PIXEL, np.float32)
+    """(images - config.MEAN_PIXEL) / config.STD_PIXEL of RGB images [..., H, W, C]; float32."""
+    centred = np.asarray(images, np.float32) - np.asarray(config.MEAN_PIXEL, np.float32)
+    std = np.asarray(config.STD_PIXEL, np.float32)
+    if (std != 1).any():
+        centred /= std
+    return centred
+
+
+def clear_margin(molded: np.ndarray, window: Sequence[int], config: Any) -> None:
+    """In mode "shortest" set what lies outside the window of a molded image [H, W, C] to zero, in place.
+
+    There the padding is zero after normalisation, the mean colour; in the other modes it is black before.
+    """
+    if config.IMAGE_RESIZE_MODE == "shortest":
+        y1, x1, y2, x2 = window
+        molded[:y1] = molded[y2:] = 0
+        molded[:, :x1] = molded[:, x2:] = 0
 
 
 def unmold_image(normalized_images: np.ndarray, config: Any) -> np.ndarray:
     """Inverse of mold_image; uint8."""
-    return (
-        (normalized_images + np.asarray(config.MEAN_PIXEL, np.float32)).round().clip(0, 255).astype(np.uint8)
-    )
+    pixels = normalized_images * np.asarray(config.STD_PIXEL, np.float32) + np.asarray(config.MEAN_PIXEL, np.float32)
+    return pixels.round().clip(0, 255).astype(np.uint8)
 
 
 def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
@@ -133,7 +148,9 @@ def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, 
     molded = plan.image(image)
     active = np.zeros(config.NUM_CLASSES, np.int32)
     meta = compose_image_meta(0, image.shape, molded.shape, plan.window, plan.scale, active)
-    return mold_image(molded, config), meta, plan.window
+    molded = mold_image(molded, config)
+    clear_margin(molded, plan.window, config)
+    return molded, meta, plan.window
 
 
 def compose_image_meta(

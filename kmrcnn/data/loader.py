@@ -44,7 +44,7 @@ class DataLoader:
         workers: config.LOADER_WORKERS by default; 0 loads in the calling thread.
 
     A batch is a dict of numpy arrays named after the model's inputs, B images, M = MAX_GT_INSTANCES:
-        input_image: float32 (B, H, W, C), mean subtracted.
+        input_image: float32 (B, H, W, C), normalised by MEAN_PIXEL and STD_PIXEL.
         input_image_meta: float32 (B, 12 + NUM_CLASSES).
         input_gt_class_ids: int32 (B, M); 0 is padding, negative a crowd.
         input_gt_boxes: float32 (B, M, 4) y1x1y2x2 pixels, half-open.
@@ -184,18 +184,25 @@ class DataLoader:
 
     def _group_by_shape(
         self, dataset: Dataset, config: Any
-    ) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
+    ) -> tuple[list[tuple[int, int] | None], list[np.ndarray]]:
+        """The molded shape and the image ids of every bucket.
+
+        Mode "shortest" pads each batch to a shape of its own and has a bucket of upright and one of other images, as
+        Detectron does to pad less.
+        """
         if not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE in ("square", "crop"):
             side = config.IMAGE_MAX_DIM if config.IMAGE_RESIZE_MODE == "square" else config.IMAGE_MIN_DIM
             return [(side, side)], [np.asarray(dataset.image_ids)]
-        groups: dict[tuple[int, int], list[int]] = {}
+        by_side = not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE == "shortest"
+        groups: dict[Any, list[int]] = {}
         for image_id in dataset.image_ids:
             try:
-                shape = plan_for(config, *dataset.image_size(image_id)).shape
+                height, width = dataset.image_size(image_id)
+                key = height > width if by_side else plan_for(config, height, width).shape
             except Exception as error:  # user code may raise anything
                 self._note([(int(image_id), reason(dataset, image_id, error))])
                 continue
-            groups.setdefault(shape, []).append(image_id)
+            groups.setdefault(key, []).append(image_id)
         if not groups:
             first = next(iter(self.bad_images.values()))
             raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {first}")
@@ -204,7 +211,8 @@ class DataLoader:
                 f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
                 f"{MAX_SHAPES} can be trained together: set IMAGE_SHAPES to the (height, width) to use"
             )
-        return list(groups), [np.array(members) for members in groups.values()]
+        shapes = [None if by_side else shape for shape in groups]
+        return shapes, [np.array(members) for members in groups.values()]
 
 
 def _check(dataset: Dataset, config: Any) -> None:

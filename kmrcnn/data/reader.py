@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from kmrcnn.data.dataset import Dataset, SampleError
+from kmrcnn.data.image import clear_margin
 from kmrcnn.data.random_rois import generate_random_rois
+from kmrcnn.data.resize_plan import pad
 from kmrcnn.data.sample import load_image_gt
 
 # A worker gets these values only: a user's Config class may live in a script it cannot import.
@@ -19,6 +21,8 @@ _SETTINGS = (
     "IMAGE_MAX_DIM",
     "IMAGE_MIN_SCALE",
     "IMAGE_RESIZE_MODE",
+    "IMAGE_SIZE_ROUNDING",
+    "IMAGE_INTERPOLATION",
     "IMAGE_SHAPES",
     "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT",
@@ -26,6 +30,7 @@ _SETTINGS = (
     "MINI_MASK_SHAPE",
     "MAX_GT_INSTANCES",
     "MEAN_PIXEL",
+    "STD_PIXEL",
     "USE_RPN_ROIS",
     "POST_NMS_ROIS_TRAINING",
 )
@@ -46,7 +51,7 @@ def reason(dataset: Dataset, image_id: int, error: Exception) -> str:
 
 @dataclass
 class Sample:
-    """One molded image [H, W, C] before mean subtraction with its N instances, unpadded."""
+    """One molded image [H, W, C] before normalisation with its N instances, unpadded."""
 
     image: np.ndarray
     meta: np.ndarray
@@ -61,7 +66,8 @@ class Sample:
 class SampleReader:
     """Reads samples that depend only on (seed, pass, image id).
 
-    buckets: arrays of image ids, each with the molded (height, width) of the same place in `shapes`.
+    buckets: arrays of image ids, each with the molded (height, width) of the same place in `shapes`, which is None
+        where a bucket's images are padded to one shape batch by batch.
     """
 
     dataset: Dataset
@@ -70,7 +76,7 @@ class SampleReader:
     no_augmentation_sources: Collection[str]
     seed: int
     buckets: list[np.ndarray]
-    shapes: list[tuple[int, int]]
+    shapes: list[tuple[int, int] | None]
 
     def read(self, pass_index: int, bucket: int, image_ids: Sequence[int]) -> tuple[list[Sample], list]:
         """Samples of one batch, and the (image id, reason) of each that had to be replaced by another."""
@@ -109,7 +115,7 @@ class SampleReader:
             use_mini_mask=settings.USE_MINI_MASK,
             rng=rng,
         )
-        expected = (*self.shapes[bucket], settings.IMAGE_CHANNEL_COUNT)
+        expected = (*(self.shapes[bucket] or image.shape[:2]), settings.IMAGE_CHANNEL_COUNT)
         if image.shape != expected:
             raise SampleError(
                 f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "
@@ -125,8 +131,26 @@ class SampleReader:
         return Sample(np.ascontiguousarray(image), meta, class_ids, boxes, masks, int(seed), rois)
 
 
+def common_shape(samples: Sequence[Sample], settings: Any) -> list[Sample]:
+    """Samples padded below and on the right to the largest height and width among them."""
+    height, width = (max(sample.image.shape[axis] for sample in samples) for axis in (0, 1))
+    return [
+        sample if sample.image.shape[:2] == (height, width) else _padded(sample, height, width, settings)
+        for sample in samples
+    ]
+
+
+def _padded(sample: Sample, height: int, width: int, settings: Any) -> Sample:
+    margin = ((0, height - sample.image.shape[0]), (0, width - sample.image.shape[1]), (0, 0))
+    masks = sample.masks if settings.USE_MINI_MASK else pad(sample.masks, margin)
+    meta = sample.meta.copy()
+    meta[4:6] = height, width  # the molded shape, see compose_image_meta
+    return replace(sample, image=pad(sample.image, margin), meta=meta, masks=masks)
+
+
 def collate(samples: Sequence[Sample], settings: Any) -> dict[str, np.ndarray]:
-    """Pad samples of one shape to the training model's inputs (see DataLoader)."""
+    """Pad samples to the training model's inputs (see DataLoader)."""
+    samples = common_shape(samples, settings)
     count, limit = len(samples), settings.MAX_GT_INSTANCES
     height, width, channels = samples[0].image.shape
     mask_shape = tuple(settings.MINI_MASK_SHAPE) if settings.USE_MINI_MASK else (height, width)
@@ -139,12 +163,17 @@ def collate(samples: Sequence[Sample], settings: Any) -> dict[str, np.ndarray]:
         "input_sample_seed": np.array([[sample.seed] for sample in samples], np.int32),
     }
     # A whole row of means lets numpy subtract in one long loop instead of pixel by pixel.
-    mean_row = np.tile(np.asarray(settings.MEAN_PIXEL, np.float32), width)
+    mean_row, std_row = (
+        np.tile(np.broadcast_to(np.asarray(values, np.float32), channels), width)
+        for values in (settings.MEAN_PIXEL, settings.STD_PIXEL)
+    )
     for index, sample in enumerate(samples):
         instances = len(sample.class_ids)
-        np.subtract(
-            sample.image.reshape(height, -1), mean_row, out=batch["input_image"][index].reshape(height, -1)
-        )
+        rows = batch["input_image"][index].reshape(height, -1)
+        np.subtract(sample.image.reshape(height, -1), mean_row, out=rows)
+        if (std_row != 1).any():
+            rows /= std_row
+        clear_margin(batch["input_image"][index], sample.meta[7:11].astype(int), settings)
         batch["input_gt_class_ids"][index, :instances] = sample.class_ids
         batch["input_gt_boxes"][index, :instances] = sample.boxes
         batch["input_gt_masks"][index, :, :, :instances] = sample.masks

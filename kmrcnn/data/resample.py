@@ -25,14 +25,16 @@ def linear_index(out_size: int, in_size: int) -> tuple[np.ndarray, np.ndarray, n
 
 def resize_bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize [H, W] or [H, W, C] to float32 [height, width(, C)]."""
-    trailing = (1,) * (array.ndim - 2)
-    low, high, weight = linear_index(height, array.shape[0])
-    array = array.astype(np.float32)
-    rows = array[low]
-    rows += (array[high] - rows) * weight.reshape(-1, 1, *trailing)
-    low, high, weight = linear_index(width, array.shape[1])
-    out = rows[:, low]
-    out += (rows[:, high] - out) * weight.reshape(-1, *trailing)
+    array = array.astype(np.float32, copy=False)
+    return _interpolate(_interpolate(array, height, 0), width, 1)
+
+
+def _interpolate(array: np.ndarray, size: int, axis: int) -> np.ndarray:
+    low, high, weight = linear_index(size, array.shape[axis])
+    out, step = array.take(low, axis=axis), array.take(high, axis=axis)
+    step -= out
+    step *= weight.reshape(-1, *(1,) * (array.ndim - 1 - axis))
+    out += step
     return out
 
 
@@ -50,6 +52,19 @@ def resize_pixels(image: np.ndarray, height: int, width: int) -> np.ndarray:
             picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
         )
     return resize_bilinear(image, height, width).astype(image.dtype)
+
+
+def resize_smoothly(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize an image [H, W, C] by Pillow's `resize` with the BILINEAR filter, which averages where it shrinks.
+
+    8-bit images are rounded to whole grey levels; of others the result is float32.
+    """
+    size = (width, height)
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR))
+    image = image if image.dtype == np.uint8 else image.astype(np.float32)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0)]
+    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BILINEAR)) for plane in planes], axis=2)
 
 
 def resize_planes(masks: np.ndarray, height: int, width: int) -> np.ndarray:

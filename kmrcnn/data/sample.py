@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kmrcnn.data.augment import apply_augmentation
 from kmrcnn.data.dataset import Dataset, SampleError
 from kmrcnn.data.image import compose_image_meta
 from kmrcnn.data.masks import extract_bboxes, minimize_mask
-from kmrcnn.data.resize_plan import plan_for
+from kmrcnn.data.resize_plan import NO_PADDING, pad, plan_for
 
 logger = logging.getLogger("kmrcnn.data")
 
@@ -34,7 +35,7 @@ def load_image_gt(
         rng: draws the crop and the augmentation; a fresh one without it.
 
     Returns:
-        image: uint8 [H, W, C], resized, mean not subtracted.
+        image: uint8 [H, W, C], resized, not normalised.
         image_meta: (12 + num_classes,), see compose_image_meta.
         class_ids: int32 (N,), negative for crowds.
         bbox: int32 (N, 4) half-open pixels, always measured on the masks.
@@ -48,13 +49,18 @@ def load_image_gt(
     image, masks, class_ids = _load(dataset, image_id)
     original_shape = image.shape
     plan = plan_for(config, *image.shape[:2], rng)
-    image, masks = plan.image(image), plan.masks(masks)
+    # The other systems flip before they pad, so that the image stays at the top left.
+    pad_last = config.IMAGE_RESIZE_MODE == "shortest"
+    resize = replace(plan, padding=NO_PADDING) if pad_last else plan
+    image, masks = _whole_levels(resize.image(image), image.dtype), resize.masks(masks)
     if augment:
         logger.warning("'augment' is deprecated. Use 'augmentation' instead.")
         if rng.random() < 0.5:
             image, masks = image[:, ::-1], masks[:, ::-1]
     if augmentation is not None:
         image, masks = apply_augmentation(augmentation, image, masks, rng)
+    if pad_last:
+        image, masks = pad(image, plan.padding), pad(masks, plan.padding)
     bbox = extract_bboxes(masks)
     seen = bbox[:, 2] > bbox[:, 0]
     if not seen.all():
@@ -65,6 +71,13 @@ def load_image_gt(
         image_id, original_shape, image.shape, plan.window, plan.scale, active_classes(dataset, image_id)
     )
     return image, meta, class_ids, bbox, masks
+
+
+def _whole_levels(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Back to the grey levels of the file, which augmentations work on, where the interpolation left them."""
+    if image.dtype == dtype or dtype.kind not in "ui":
+        return image
+    return np.rint(image).astype(dtype)
 
 
 def active_classes(dataset: Dataset, image_id: int) -> np.ndarray:
