@@ -11,8 +11,8 @@ from kmrcnn.layers.frames import (
     NormalizedToInternal,
     PixelsToInternal,
 )
-from kmrcnn.layers.norm import BatchNorm, GroupNorm, Normalization
-from kmrcnn.layers.pooling import MaxPooling2D, Upsampling2x
+from kmrcnn.layers.norm import BatchNorm, FrozenBatchNorm, GroupNorm, Normalization
+from kmrcnn.layers.pooling import BilinearResize, MaxPooling2D, Upsampling2x
 from kmrcnn.layers.proposal import ProposalLayer, ProposalSteps
 from kmrcnn.layers.roi_align import FoldROIs, LeadingROIs, PyramidROIAlign, UnfoldROIs
 from kmrcnn.layers.rpn_target import RPNTargetLayer
@@ -20,12 +20,14 @@ from kmrcnn.layers.rpn_target import RPNTargetLayer
 __all__ = [
     "Anchors",
     "BatchNorm",
+    "BilinearResize",
     "BoxColumns",
     "Conv2D",
     "Conv2DTranspose",
     "DetectionLayer",
     "DetectionTargetLayer",
     "FoldROIs",
+    "FrozenBatchNorm",
     "GroupNorm",
     "ImageFrame",
     "InternalToNormalized",

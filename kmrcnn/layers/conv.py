@@ -1,9 +1,11 @@
-"""Convolutions that cost one native op on torch and are Keras' own elsewhere."""
+"""Convolutions that cost one native op on torch and are Keras' own elsewhere, but for grouped ones on the CPU."""
 
 from __future__ import annotations
 
 import keras
 from keras import ops
+
+from kmrcnn.layers.grouped_conv import grouped_conv, has_native_grouped_conv
 
 _ON_TORCH = keras.backend.backend() == "torch"
 if _ON_TORCH:
@@ -12,7 +14,7 @@ if _ON_TORCH:
 
 @keras.saving.register_keras_serializable("kmrcnn")
 class Conv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` (NHWC) with an optional symmetric padding.
+    """`keras.layers.Conv2D` (NHWC), grouped or not, with an optional symmetric padding.
 
     Args:
         pad: pixels of zeros on every side, as torch and Caffe count padding. Given, it replaces `padding`:
@@ -33,6 +35,12 @@ class Conv2D(keras.layers.Conv2D):
         if self.pad:
             inputs = ops.pad(inputs, ((0, 0), (self.pad, self.pad), (self.pad, self.pad), (0, 0)))
         return super().call(inputs)
+
+    def convolution_op(self, inputs, kernel):
+        if self.groups == 1 or has_native_grouped_conv():
+            return super().convolution_op(inputs, kernel)
+        return grouped_conv(inputs, ops.convert_to_tensor(kernel), self.groups, self.strides, self.padding,
+                            self.dilation_rate)
 
     def _call_torch(self, inputs):
         bias = ops.convert_to_tensor(self.bias) if self.use_bias else None

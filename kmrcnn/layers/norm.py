@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -50,6 +52,21 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
+class FrozenBatchNorm(BatchNorm):
+    """Batch normalisation that never changes: gamma and beta are weights, but not trainable ones.
+
+    Args:
+        epsilon: of the system the statistics come from; 0 where they are folded into gamma and beta.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(train_bn=False, **{key: value for key, value in kwargs.items() if key != "train_bn"})
+
+    def add_weight(self, *args, **kwargs):
+        return super().add_weight(*args, **{**kwargs, "trainable": False})
+
+
+@keras.saving.register_keras_serializable("kmrcnn")
 class GroupNorm(keras.layers.GroupNormalization):
     """Group normalisation over NHWC (Wu & He 2018), independent of the batch size."""
 
@@ -64,23 +81,36 @@ class Normalization:
     """Makes the normalisation layers of one network, so that its parts need only a name.
 
     Args:
-        kind: "bn" or "gn".
-        train_bn, momentum, epsilon: for "bn", see `BatchNorm`.
+        kind: "bn", "frozen_bn", "gn", or None for no normalisation.
+        train_bn, momentum: for "bn", see `BatchNorm`.
+        epsilon: for "bn" and "frozen_bn".
         groups: for "gn".
 
     Raises:
         ValueError: for an unknown kind.
     """
 
-    def __init__(self, kind: str = "bn", train_bn: bool | None = False, momentum: float = 0.99,
+    def __init__(self, kind: str | None = "bn", train_bn: bool | None = False, momentum: float = 0.99,
                  epsilon: float = 1e-3, groups: int = 32):
-        if kind not in ("bn", "gn"):
-            raise ValueError(f"normalisation kind must be 'bn' or 'gn', got {kind!r}")
+        if kind not in (None, "frozen_bn", "bn", "gn"):
+            raise ValueError(f"normalisation kind must be None, 'frozen_bn', 'bn' or 'gn', got {kind!r}")
         self.kind, self.train_bn, self.momentum, self.epsilon, self.groups = kind, train_bn, momentum, epsilon, groups
 
-    def __call__(self, name: str) -> keras.layers.Layer:
-        """A new layer called `name`."""
+    def __call__(self, name: str) -> Callable:
+        """A new layer called `name`; the identity, which is no layer, for kind None."""
+        if self.kind is None:
+            return _identity
         if self.kind == "gn":
             # 1e-5 is the value of Wu & He and of every published GN detector.
             return GroupNorm(groups=self.groups, epsilon=1e-5, name=name)
+        if self.kind == "frozen_bn":
+            return FrozenBatchNorm(epsilon=self.epsilon, name=name)
         return BatchNorm(train_bn=self.train_bn, momentum=self.momentum, epsilon=self.epsilon, name=name)
+
+    def needs_bias(self, use_bias: bool) -> bool:
+        """Whether a convolution before such a layer has a bias: always where nothing follows."""
+        return use_bias or self.kind is None
+
+
+def _identity(x):
+    return x

@@ -51,6 +51,17 @@ def max_pool2d_same(x, pool_size, strides):
     return F.max_pool2d(x, pool_size, strides).permute(_TO_NHWC)
 
 
+def max_pool2d(x, pool_size, strides, pad):
+    """Max pooling with `pad` pixels of minus infinity on every side."""
+    return F.max_pool2d(x.permute(_TO_NCHW), pool_size, strides, pad).permute(_TO_NHWC)
+
+
+def resize_align_corners(x, height, width):
+    """Bilinear resize of an NHWC tensor whose corner pixels stay in the corners."""
+    x = F.interpolate(x.permute(_TO_NCHW), (height, width), mode="bilinear", align_corners=True)
+    return x.permute(_TO_NHWC)
+
+
 def upsample_nearest_2x(x):
     """Nearest-neighbour enlargement by two of an NHWC tensor."""
     return F.interpolate(x.permute(_TO_NCHW), scale_factor=2, mode="nearest").permute(_TO_NHWC)
