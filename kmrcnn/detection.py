@@ -12,12 +12,12 @@ from keras import ops
 
 from kmrcnn.config import Config
 from kmrcnn.data.image import mold_input
-from kmrcnn.data.resample import resize_bilinear
+from kmrcnn.data.paste import paste_masks
 from kmrcnn.engine.step import build_predict_step
-from kmrcnn.utils import denorm_boxes, norm_boxes
+from kmrcnn.utils import norm_boxes
 
 # Matterport's result for one image: rois int32 (N, 4) half-open pixels, class_ids int32 (N,), scores float32 (N,),
-# masks bool [H, W, N]; best score first.
+# masks bool [H, W, N]; best score first. And boxes float32 (N, 4): the rois before they were rounded.
 Result = dict[str, np.ndarray]
 
 
@@ -92,7 +92,9 @@ class Detector:
         with self._lock:
             outputs = self._predict(batch)
         for image, detections, masks in zip(group, outputs["detections"], outputs["masks"], strict=False):
-            results[image.index] = unmold(detections, masks, image.original_shape, shape, image.window)
+            results[image.index] = unmold(detections, masks, image.original_shape, shape, image.window,
+                                          box_offset=self._config.BOX_OFFSET, inclusive=self._config.INCLUSIVE_BOXES,
+                                          paste_rule=self._config.PASTE_RULE)
 
 
 def _own_masks(outputs: Mapping) -> dict:
@@ -104,7 +106,8 @@ def _own_masks(outputs: Mapping) -> dict:
 
 
 def unmold(detections: np.ndarray, masks: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int],
-           window: Sequence[int]) -> Result:
+           window: Sequence[int], *, box_offset: float = 1, inclusive: bool = False,
+           paste_rule: str = "matterport") -> Result:
     """Take one image's detections from the network's frame to the pixels of the original image.
 
     Args:
@@ -112,48 +115,63 @@ def unmold(detections: np.ndarray, masks: np.ndarray, original_shape: Sequence[i
         masks: (D, h, w) soft masks of the detected classes.
         original_shape, image_shape: (height, width, ...) of the original and of the molded image.
         window: (y1, x1, y2, x2) of the original inside the molded image, pixels.
+        box_offset: see `kmrcnn.layers.frames`. 1 moves boxes as Matterport does, in normalised coordinates; otherwise
+            they are multiplied by the ratio of the two sizes.
+        inclusive: that ratio applies to the coordinates of a box's last pixel, as in Detectron.
+        paste_rule: see `kmrcnn.ops.paste_masks`; the rules of other systems paste from boxes that are not rounded.
 
     Returns:
-        See `Result`. Boxes without area after rounding are left out.
+        See `Result`. Boxes without area are left out; with "matterport", those without area after rounding.
     """
     found = detections[:, 4] > 0
     count = len(found) if found.all() else int(np.argmin(found))
-    boxes = _to_original(detections[:count, :4], original_shape, image_shape, window)
-    solid = np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    boxes = boxes[solid]
+    rows = detections[:count, :4]
+    exact = (_by_normalised(rows, original_shape, image_shape, window) if box_offset == 1
+             else _by_ratio(rows, original_shape, image_shape, window, inclusive))
+    whole = _whole_pixels(exact, original_shape)
+    measured = whole if paste_rule == "matterport" else exact
+    solid = np.flatnonzero((measured[:, 2] > measured[:, 0]) & (measured[:, 3] > measured[:, 1]))
     return {
-        "rois": boxes,
+        "rois": whole[solid] if paste_rule == "matterport" else _at_least_a_pixel(whole[solid], original_shape),
+        "boxes": exact[solid].astype(np.float32),
         "class_ids": detections[solid, 4].astype(np.int32),
         "scores": detections[solid, 5].astype(np.float32),
-        "masks": paste_masks(masks[solid], boxes, original_shape),
+        "masks": paste_masks(masks[solid], measured[solid], original_shape, paste_rule, inclusive),
     }
 
 
-def _to_original(boxes: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int],
-                 window: Sequence[int]) -> np.ndarray:
-    """Boxes (N, 4) normalised to the molded image -> int32 pixels of the original, inside it."""
+def _by_normalised(boxes: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int],
+                   window: Sequence[int]) -> np.ndarray:
+    """Boxes (N, 4) normalised to the molded image -> float64 pixels of the original, through its normalised frame."""
     height, width = original_shape[:2]
     y1, x1, y2, x2 = norm_boxes(np.asarray(window)[None], image_shape[:2])[0]
     # A window one pixel high or wide has no extent in normalised coordinates.
     extent = np.maximum([y2 - y1, x2 - x1] * 2, 1e-6)
-    boxes = denorm_boxes((boxes - np.array([y1, x1, y1, x1])) / extent, (height, width))
-    return np.clip(boxes, 0, [height, width, height, width]).astype(np.int32)
+    size = np.array([height - 1, width - 1] * 2, np.float64)
+    exact = (boxes - np.array([y1, x1, y1, x1])) / extent * size + [0.0, 0.0, 1.0, 1.0]
+    return np.clip(exact, 0, [height, width, height, width])
 
 
-def paste_masks(masks: np.ndarray, boxes: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
-    """Enlarge soft masks to their boxes and cut them at 0.5.
+def _by_ratio(boxes: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int], window: Sequence[int],
+              inclusive: bool) -> np.ndarray:
+    """The same by the ratio of the sizes of original and window. Inclusive boxes may end a part of a pixel outside."""
+    last = np.array([0.0, 0.0, 1.0, 1.0])
+    size = np.array([side - 1 for side in image_shape[:2]] * 2, np.float64)
+    top, left, bottom, right = window
+    ratio = np.array([original_shape[0] / (bottom - top), original_shape[1] / (right - left)] * 2)
+    pixels = boxes * size - [top, left, top, left]
+    if inclusive:
+        return pixels * ratio + last
+    return np.clip((pixels + last) * ratio, 0, [*original_shape[:2], *original_shape[:2]])
 
-    Matterport's rule: bilinear with half-pixel centres, true at 0.5 and above; unlike there the mask's border is not
-    blended with zeros.
 
-    Args:
-        masks: (N, h, w) in 0..1.
-        boxes: (N, 4) integer pixels inside the image, with area.
+def _whole_pixels(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """int32 pixels inside an image (height, width, ...), half rounded to even."""
+    height, width = shape[:2]
+    return np.clip(np.around(boxes).astype(np.int32), 0, [height, width, height, width]).astype(np.int32)
 
-    Returns:
-        bool [H, W, N], a view of memory ordered (N, H, W).
-    """
-    full = np.zeros((len(boxes), *image_shape[:2]), bool)
-    for canvas, mask, (y1, x1, y2, x2) in zip(full, masks, boxes.tolist(), strict=True):
-        np.greater_equal(resize_bilinear(mask, y2 - y1, x2 - x1), 0.5, out=canvas[y1:y2, x1:x2])
-    return np.moveaxis(full, 0, 2)
+
+def _at_least_a_pixel(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Whole-pixel boxes inside an image, those that rounding left without area widened to one pixel."""
+    first = np.minimum(boxes[:, :2], np.array(shape[:2], np.int32) - 1)
+    return np.concatenate([first, np.maximum(boxes[:, 2:], first + 1)], axis=1)
