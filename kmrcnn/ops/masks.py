@@ -109,7 +109,9 @@ def _bin_weights(start: Any, end: Any, bins: int, cells: int) -> Any:
     """
     start = start[..., None, None]
     size = ops.maximum(end[..., None, None] - start, 1.0)
-    samples = ops.ceil(size / bins)
+    # ceil(size / bins): compilers multiply by 1 / bins instead, which is wrong by one where the division is exact.
+    samples = ops.floor(size / bins)
+    samples = samples + ops.cast(samples * bins < size, "float32")
     step = size / bins / samples
     number = ops.convert_to_tensor(np.arange(bins, dtype="float32"))[:, None]
     first = start + (size / bins) * number + 0.5 * step

@@ -103,6 +103,16 @@ def test_align_masks_takes_as_many_samples_as_a_box_needs():
     np.testing.assert_allclose(found, _aligned(masks, index, boxes, (2, 2)), atol=1e-5)
 
 
+def test_align_masks_of_boxes_of_whole_bins():
+    """A compiler's size * (1 / bins) is just above the whole number for some of them, and its ceiling one more."""
+    size = np.arange(1, 12) * 7
+    masks = np.random.default_rng(6).integers(0, 2, (1, 1, 80, 80)).astype(bool)
+    boxes = np.stack([size * 0, size * 0 + 2, size, size[::-1] + 2], axis=-1)[None].astype("float32")
+    index = np.zeros((1, len(size)), "int32")
+    assert_every_mode(_aligned(masks, index, boxes, (7, 7)), lambda m, i, b: align_masks(m, i, b, (7, 7)), masks,
+                      index, boxes)
+
+
 def test_align_masks_survives_bad_rows():
     masks, index = np.ones((1, 2, 8, 8), bool), np.array([[-1, 7, 0, 1]], "int32")
     boxes = np.array([[[0, 0, 8, 8], [np.nan] * 4, [5, 5, 2, 2], [-np.inf, 0, np.inf, 8]]], "float32")
