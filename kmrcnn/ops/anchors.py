@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 ROUNDINGS = (None, "half_sides", "base_box")
 
 
