@@ -24,17 +24,14 @@ from kmrcnn.data.download import DownloadError, download
 
 # The conventions that the weights of a file format were trained with.
 PRESET_OF_FORMAT = {
-    "matterport_h5": "matterport",
+    "matterport_file": "matterport",
     "pytorch_mask_rcnn_file": "matterport",
-    "keras_imagenet": "matterport",
+    "keras_imagenet_file": "matterport",
     "torchvision_file": "torchvision",
-    "torchvision_imagenet": "torchvision",
     "detectron_file": "detectron",
-    "detectron_imagenet": "detectron",
     "detectron_pytorch_file": "detectron",
     "maskrcnn_benchmark_file": "maskrcnn_benchmark",
     "detectron2_file": "detectron2",
-    "detectron2_imagenet": "detectron2",
     "liangheming_file": "liangheming",
 }
 ALIASES = {"coco": "matterport_coco"}  # what Matterport's samples call it
@@ -49,6 +46,7 @@ class WeightFile:
     name: str  # how this library calls it
     system: str  # the code that trained it
     format: str  # how it is laid out, a key of PRESET_OF_FORMAT
+    preset: str  # the preset that gives its authors' numerics
     kind: str  # "detector", "boxes" (no mask head) or "backbone"
     file: str  # its name in the weights folder
     source: str  # page that these facts come from
@@ -64,11 +62,6 @@ class WeightFile:
     preprocessing: str = ""  # what it saw in training; the settings reproduce it
     licence: str | None = None
     note: str = ""
-
-    @property
-    def preset(self) -> str:
-        """The preset that gives its authors' numerics."""
-        return PRESET_OF_FORMAT[self.format]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,6 +152,7 @@ def local_path(name: str, folder: str | os.PathLike = "weights", progress: bool 
 def _weight_file(group: Mapping[str, Any], entry: Mapping[str, Any]) -> WeightFile:
     """One file with what it inherits from its group."""
     values = {key: value for key, value in group.items() if key not in ("base", "path", "rename", "files")}
+    values.setdefault("preset", PRESET_OF_FORMAT[group["format"]])
     values |= entry | {"config": {**group.get("config", {}), **entry.get("config", {})}}
     if entry["url"] is not None:
         values["url"] = f"{group['base']}{entry['url']}{group.get('path', '')}"
