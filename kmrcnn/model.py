@@ -34,8 +34,7 @@ from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
 from kmrcnn.graphs import *  # noqa: F403
 from kmrcnn.importers.assign import LoadReport
-from kmrcnn.importers.keras_imagenet import is_imagenet_file, load_imagenet_weights
-from kmrcnn.importers.matterport_h5 import load_weights, save_weights
+from kmrcnn.importers.load import load_into, save_model
 from kmrcnn.layers import BatchNorm, DetectionLayer, DetectionTargetLayer, ProposalLayer, PyramidROIAlign
 from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
@@ -146,33 +145,44 @@ class MaskRCNN:
         raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
 
     def load_weights(self, filepath: str | os.PathLike, by_name: bool = False,
-                     exclude: Collection[str] | None = None) -> LoadReport | None:
+                     exclude: str | Collection[str] | None = None, *,
+                     keep_classes: Sequence[int | None] | None = None, inflate_input: bool = False,
+                     flip_input: bool | None = None) -> LoadReport | None:
         """Load weights; a checkpoint of this config's own run also sets `epoch` and `log_dir`, so `train` resumes it.
 
-        Formats: Matterport's h5; Keras' ImageNet ResNet h5, of which the backbone is taken; Keras' own
-        `.weights.h5`.
+        The format is recognised by what the file holds: Matterport's h5, pytorch-mask-rcnn, torchvision, Detectron,
+        Detectron.pytorch, maskrcnn-benchmark, detectron2, liangheming/maskrcnn; ImageNet networks of Keras,
+        torchvision, Detectron and detectron2, of which the backbone is taken; Keras' own `.weights.h5`. A file made
+        for another PRESET than the config's warns.
 
         Args:
             by_name: keep weights that the file lacks and ignore what the model lacks; otherwise errors.
-            exclude: names of layers to keep as they are; implies by_name.
+            exclude: names of layers to keep as they are; "heads" are those whose size is the number of classes.
+                Implies by_name.
+            keep_classes: for each class of the model, background included, its class in the file or None to leave
+                it as it is; see `kmrcnn.importers.match_classes`.
+            inflate_input: spread the first convolution over another number of image channels, its sum kept.
+            flip_input: turn the channels of the first convolution round (BGR to RGB); by default as the format needs.
 
         Returns:
             What was loaded and what not; None for a `.weights.h5` file.
 
         Raises:
             WeightMismatchError (of a `.weights.h5` file ValueError, which it is a kind of): the file does not fit.
+            UnknownFormatError (a ValueError): it has the names of no known format.
+            UnsafePickleError (a ValueError): it asks for more than arrays.
             OSError: there is no such file, or it is broken.
                 After any error the model is unchanged.
         """
         filepath, report = os.fspath(filepath), None
         if filepath.endswith(".weights.h5"):
-            if by_name or exclude:
-                raise ValueError(f"{filepath}: by_name and exclude work on Matterport's h5 files, not on Keras' own")
+            if by_name or exclude or keep_classes or inflate_input or flip_input is not None:
+                raise ValueError(f"{filepath}: by_name and exclude, like the other options, do not work on Keras' own "
+                                 "files, which are loaded whole")
             self._load_keras_weights(filepath)
-        elif is_imagenet_file(filepath):
-            report = load_imagenet_weights(self.keras_model, filepath, exclude=exclude)
         else:
-            report = load_weights(self.keras_model, filepath, by_name=by_name, exclude=exclude)
+            report = load_into(self.keras_model, filepath, preset=self.config.PRESET, by_name=by_name, exclude=exclude,
+                               classes=keep_classes, inflate=inflate_input, flip_input=flip_input)
         if self.mode == "inference" and report is not None and (report.missing or report.excluded):
             unset = (*report.missing, *report.excluded)
             warnings.warn(f"{filepath} left {len(unset)} weights at random values, for instance {unset[0]}: "
@@ -181,8 +191,12 @@ class MaskRCNN:
         return report
 
     def save_weights(self, filepath: str | os.PathLike) -> None:
-        """Write all weights in Matterport's h5 layout, atomically."""
-        save_weights(self.keras_model, filepath)
+        """Write all weights, atomically: in torchvision's layout to a path ending in .pth, else in Matterport's h5.
+
+        Raises:
+            ValueError: torchvision's networks have no place for a weight of this one.
+        """
+        save_model(self.keras_model, filepath, preset=self.config.PRESET)
 
     def get_imagenet_weights(self) -> str:
         """Download Keras' ImageNet weights of ResNet-50 (checked by md5, cached by Keras); returns the path."""
@@ -410,7 +424,8 @@ class MaskRCNN:
         return optimizer
 
     def _save_checkpoint(self, epoch: int) -> None:
-        save_weights(self.keras_model, self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
+        filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")
+        save_model(self.keras_model, filepath, preset=self.config.PRESET)
         self.epoch = epoch
 
 

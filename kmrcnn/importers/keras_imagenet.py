@@ -15,10 +15,12 @@ import re
 from collections.abc import Collection
 
 import keras
-import numpy as np
 
 from kmrcnn.importers.assign import LoadReport, WeightKey, assign_weights
+from kmrcnn.importers.maps import Converted, flip_channels
 from kmrcnn.importers.matterport_h5 import dataset_paths, read_datasets
+
+FORMAT = "keras_imagenet_file"
 
 _KERAS1_KIND = {"W": "kernel", "b": "bias", "gamma": "gamma", "beta": "beta",
                 "running_mean": "moving_mean", "running_std": "moving_variance"}
@@ -47,15 +49,21 @@ def load_imagenet_weights(model: keras.Model, filepath: str | os.PathLike, *,
         WeightMismatchError: nothing fits or shapes differ, for instance with another number of image channels
             (exclude "conv1" then); the model is unchanged.
     """
-    arrays, unexpected = {}, []
+    found = read_imagenet(filepath, flip_input=flip_input)
+    return assign_weights(model, found.arrays, source=os.fspath(filepath), strict=False,
+                          exclude=exclude or (), unexpected=found.unexpected)
+
+
+def read_imagenet(filepath: str | os.PathLike, *, flip_input: bool = True) -> Converted:
+    """All weights of a file of either naming by Matterport's (layer, weight)."""
+    found = Converted(FORMAT, {})
     for path, array in read_datasets(filepath).items():
         key = weight_key(path)
         if key is None:
-            unexpected.append(path)
-            continue
-        arrays[key] = _rgb(array) if flip_input and key == ("conv1", "kernel") else array
-    return assign_weights(model, arrays, source=os.fspath(filepath), strict=False,
-                          exclude=exclude or (), unexpected=unexpected)
+            found.unexpected.append(path)
+        else:
+            found.arrays[key] = flip_channels(array) if flip_input and key == ("conv1", "kernel") else array
+    return found
 
 
 def weight_key(path: str) -> WeightKey | None:
@@ -70,8 +78,3 @@ def weight_key(path: str) -> WeightKey | None:
     if match := _KERAS1.fullmatch(path.rpartition("/")[2]):
         return match["layer"], _KERAS1_KIND[match["kind"]]
     return None
-
-
-def _rgb(kernel: np.ndarray) -> np.ndarray:
-    """Reverse the input channels of a (7, 7, 3, 64) kernel."""
-    return np.ascontiguousarray(kernel[:, :, ::-1]) if kernel.shape[2] == 3 else kernel
