@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import stat
-import threading
 import zipfile
 
 import pytest
@@ -15,66 +13,19 @@ import kmrcnn.data.download as module
 from kmrcnn.data.coco import CocoDataset
 from kmrcnn.data.coco_download import auto_download
 from kmrcnn.data.download import DownloadError, download, unzip
+from tests.local_server import running
 
 pytestmark = pytest.mark.once
 
 CONTENT = bytes(range(256)) * 1000
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` with ranges and ETags; breaks the next `breaks` transfers off half-way."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.breaks, self.requests, self.etag, self.ranges = {}, 0, [], '"v1"', True
-        self.status = None
-
-    def url(self, name):
-        return f"http://127.0.0.1:{self.server_port}/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        server, content = self.server, self.server.files.get(self.path.lstrip("/"))
-        server.requests.append((self.path, self.headers.get("Range")))
-        if content is None or server.status:
-            self.send_error(server.status or 404)
-            return
-        start = 0
-        current = self.headers.get("If-Range") in (None, server.etag)
-        if self.headers.get("Range") and server.ranges and current:
-            start = int(self.headers["Range"][6:-1])
-        if start and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(content)}")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", server.etag)
-        self.end_headers()
-        body = content[start:]
-        if server.breaks:
-            server.breaks -= 1
-            body = body[: len(body) // 2]
-        self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running() as server:
         server.files["x.bin"] = CONTENT
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def get(server, path, name="x.bin", **arguments):
@@ -131,9 +82,36 @@ def test_a_whole_part_needs_no_more(server, tmp_path):
     assert (tmp_path / "y.bin").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_leading_digits_of_a_checksum_are_enough(server, tmp_path, kind):
+    digest = hashlib.new(kind, CONTENT).hexdigest()
+    get(server, tmp_path / "x.bin", **{kind: digest[:6].upper()})
+    get(server, tmp_path / "x.bin", **{kind: digest})
+    assert len(server.requests) == 1
+    with pytest.raises(DownloadError, match=f"expected {kind} {'0' * 6}, found {digest}"):
+        get(server, tmp_path / "y.bin", **{kind: "000000"})
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.bin"]
+
+
+def test_an_interrupted_call_is_continued(server, tmp_path, monkeypatch):
+    class Interrupted(module.tqdm):
+        def update(self, count=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_BLOCK", 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "tqdm", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            get(server, tmp_path / "x.bin")
+    assert not (tmp_path / "x.bin").exists() and (tmp_path / "x.bin.part").stat().st_size == 1000
+    get(server, tmp_path / "x.bin", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert server.requests[-1][1] == "bytes=1000-"
+
+
 def test_wrong_content_never_gets_its_name(server, tmp_path):
     for wanted, message in (
         ({"sha256": "0" * 64}, "expected sha256 0000"),
+        ({"md5": "0" * 32}, "expected md5 0000"),
         ({"size": 5}, "expected 5 bytes"),
     ):
         with pytest.raises(DownloadError, match=message):
