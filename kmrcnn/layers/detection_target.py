@@ -119,7 +119,7 @@ class DetectionTargetLayer(BoxLayer):
 
     def _aligned(self, rois, gt_index, gt_masks, frame):
         # The frame is the whole image, so what it lacks in pixels is what internal boxes lack of half-open ones.
-        sides = ops.convert_to_tensor(gt_masks.shape[1:3], dtype="float32")
+        sides = ops.convert_to_tensor([float(side) for side in gt_masks.shape[1:3]], dtype="float32")
         offset = (sides - (frame[:, 2:] - frame[:, :2]))[:, None]
         boxes = ops.concatenate([rois[..., :2], rois[..., 2:] + offset], axis=-1)
         return align_masks(ops.transpose(gt_masks, (0, 3, 1, 2)), gt_index, boxes, self.mask_shape)

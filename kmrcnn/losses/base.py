@@ -83,9 +83,9 @@ def reduce_loss(ratios):
 
 def smooth_l1(error, beta: float = 1.0):
     """0.5 e^2 / beta where |e| < beta, else |e| - 0.5 beta (Girshick 2015, eq. 3); elementwise. beta 0: L1."""
-    size = ops.abs(error)
     if beta == 0:
-        return size
+        return error * ops.stop_gradient(ops.sign(error))  # JAX takes 1 for the slope of abs at 0
+    size = ops.abs(error)
     return ops.where(size < beta, (0.5 / beta) * error * error, size - 0.5 * beta)
 
 
