@@ -13,5 +13,5 @@ def torchvision():
 
     module = load()
     if module is None:
-        pytest.skip("torchvision is not installed (pip install --no-deps torchvision==0.28.0, or set KMRCNN_TORCHVISION)")
+        pytest.skip("torchvision not found: pip install --no-deps torchvision==0.28.0, or set KMRCNN_TORCHVISION")
     return module

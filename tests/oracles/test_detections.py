@@ -1,0 +1,78 @@
+"""End to end: photographs in, the same detections out as from the systems the weights come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from tests.oracles import ours, torchvision_models  # noqa: E402
+from tests.oracles.agreement import assert_same_detections, spread  # noqa: E402
+from tests.oracles.families import FAMILIES  # noqa: E402
+from tests.oracles.matterport_pipeline import Pipeline  # noqa: E402
+from tests.oracles.networks import Network  # noqa: E402
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data) -> list[np.ndarray]:
+    paths = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))
+    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths[:20]]
+    return [image for image in images if max(image.shape) > 500][:IMAGES]
+
+
+def test_matterport(photographs, tmp_path):
+    tensors = FAMILIES["matterport"].draw("detections")
+    pipeline = Pipeline(Network(FAMILIES["matterport"].definition, tensors), side=256, pre_nms=1000, proposals=150)
+    layer = "mrcnn_class_logits/mrcnn_class_logits"
+    logits = np.concatenate([pipeline.rois_and_logits(image)[3] for image in photographs[:2]])
+    factor, bias = spread(logits, tensors.arrays[f"{layer}/bias:0"], 7.0)
+    tensors.arrays[f"{layer}/kernel:0"] *= factor
+    tensors.arrays[f"{layer}/bias:0"] = bias
+    path = FAMILIES["matterport"].write(tmp_path / "matterport.h5", tensors.arrays)
+
+    model, _ = ours.load("matterport_coco", path, tmp_path, BACKBONE="resnet50", IMAGE_MIN_DIM=256, IMAGE_MAX_DIM=256,
+                         PRE_NMS_LIMIT=1000, PRE_NMS_LIMIT_INFERENCE=None, POST_NMS_ROIS_INFERENCE=150,
+                         DETECTION_MAX_INSTANCES=100, DETECTION_MIN_CONFIDENCE=0.7)
+    for image, found in zip(photographs, model.detect(photographs), strict=True):
+        expected = pipeline.detect(image)
+        same = assert_same_detections(found, expected, 0.7, 0.3, 100)
+        assert same >= 0.95 * len(expected["scores"])
+
+
+def test_torchvision(photographs, torchvision, tmp_path):
+    reference = torchvision_models.detector(
+        torchvision, "mask_v1", min_size=320, max_size=533, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200)
+    calibrate(reference, photographs[:2])
+    path = torchvision_models.write(tmp_path / "torchvision.pth", reference, old_names=True)
+    model, _ = ours.load("torchvision_maskrcnn_resnet50_fpn", path, tmp_path, IMAGE_MIN_DIM=320, IMAGE_MAX_DIM=533,
+                         PRE_NMS_LIMIT_INFERENCE=500, POST_NMS_ROIS_INFERENCE=200, DETECTION_MAX_INSTANCES=100,
+                         DETECTION_MIN_CONFIDENCE=0.05)
+    for image, found in zip(photographs, model.detect(photographs), strict=True):
+        with torch.no_grad():
+            expected, = reference([tensor_of(image)])
+        expected = {"boxes": expected["boxes"].numpy()[:, [1, 0, 3, 2]], "class_ids": expected["labels"].numpy(),
+                    "scores": expected["scores"].numpy(),
+                    "masks": expected["masks"][:, 0].permute(1, 2, 0).numpy() > 0.5}
+        same = assert_same_detections(found, expected, 0.05, 0.5, 100)
+        assert same >= 0.95 * len(expected["scores"])
+
+
+def tensor_of(image: np.ndarray):
+    return torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+@torch.no_grad()
+def calibrate(model, images) -> None:
+    """Make the random classifier's scores high and its classes many."""
+    predictor, seen = model.roi_heads.box_predictor.cls_score, []
+    hook = predictor.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    for image in images:
+        model([tensor_of(image)])
+    hook.remove()
+    factor, bias = spread(torch.cat(seen).numpy(), predictor.bias.numpy(), 4.0)
+    predictor.weight.mul_(factor)
+    predictor.bias.copy_(torch.from_numpy(bias))
