@@ -11,7 +11,7 @@ ADVICE = ("only tensors, numpy arrays and plain containers are read from weight 
           "its state dict alone with the program that wrote it")
 _MAX_KEY_LENGTH = 16  # Items of a tuple that is a dictionary's key.
 _MAX_DEPTH = 64  # Containers in containers; one that holds itself is deeper than this.
-_MAX_ITEMS = 2_000_000  # Shared containers count each time they occur.
+_MAX_ITEMS = 1_000_000  # Shared containers count each time they occur.
 
 
 class StandIn:

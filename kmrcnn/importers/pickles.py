@@ -18,10 +18,13 @@ from kmrcnn.importers.pickle_values import Name, dictionary, plain
 __all__ = ["NAMES", "BrokenWeightFileError", "UnsafePickleError", "file_kind", "read_pickle_file"]
 
 
+_PAIR = 64  # Bytes of memory that an item of a dictionary takes, about.
+
+
 def _ordered_dict(machine: PickleMachine, pairs: Any = ()) -> dict:
     if type(pairs) not in (list, tuple):
         raise TypeError("a list of pairs expected")
-    machine.spend(4 * len(pairs))
+    machine.spend(_PAIR * len(pairs))
     return dictionary(pairs)
 
 
