@@ -37,6 +37,7 @@ _FORMAT = Format(
     name="detectron_pytorch_file",
     sign=r"Conv_Body\.",
     bgr=True,
+    group_norm=r"\.gn\d\.",
     rows=(
         *_body("Conv_Body.conv_body."),
         *_body("Conv_Body."),

@@ -60,7 +60,8 @@ class Row:
         file: template of the layer's name in the file, without the ending of its weights.
         layer: template of the layer's name here.
         kind: the transforms of its weights.
-        folded: batch norm without statistics (folded into scale and bias): they become 0 and 1.
+        folded: batch norm without statistics (folded into scale and bias): they become 0 and 1. See also
+            `Format.group_norm`.
     """
 
     file: str
@@ -94,6 +95,7 @@ class Format:
         zeros: patterns of arrays that are ignored if they are all zero.
         bgr: True if the network was trained on BGR images, so that conv1's input channels are turned round; or a
             function of the file.
+        group_norm: pattern of a name that shows the `folded` rows of a file to be group norms, if these share names.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Format:
     ignored: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
     bgr: bool | Callable[[TensorFile], bool] = False
+    group_norm: str | None = None
 
     @cached_property
     def _entries(self) -> list[_Entry]:
@@ -172,6 +175,8 @@ def convert(file: TensorFile, table: Format, *, flip_input: bool | None = None) 
             _sort_out(name, file.tensors[name], table, result)
         else:
             _add(name, *hit, file, result)
+    if not (table.group_norm and any(re.search(table.group_norm, name) for name in file.tensors)):
+        _add_statistics(found, result)
     flip = flip_input if flip_input is not None else table.bgr(file) if callable(table.bgr) else table.bgr
     if flip and ("conv1", "kernel") in result.arrays:
         result.arrays["conv1", "kernel"] = flip_channels(result.arrays["conv1", "kernel"])
@@ -194,9 +199,14 @@ def _add(name: str, key: WeightKey, entry: _Entry, file: TensorFile, result: Con
     except (ValueError, IndexError, TypeError):  # of another rank than the layer's: reported as a shape that differs
         result.arrays[key] = array
     result.names[key] = name
-    if entry.row.folded and key[1] == "gamma":
-        result.arrays[key[0], "moving_mean"] = np.zeros_like(array)
-        result.arrays[key[0], "moving_variance"] = np.ones_like(array)
+
+
+def _add_statistics(found: Mapping[str, tuple[WeightKey, _Entry] | None], result: Converted) -> None:
+    for (layer, weight), entry in filter(None, found.values()):
+        if entry.row.folded and weight == "gamma":
+            gamma = result.arrays[layer, weight]
+            result.arrays[layer, "moving_mean"] = np.zeros_like(gamma)
+            result.arrays[layer, "moving_variance"] = np.ones_like(gamma)
 
 
 def _sort_out(name: str, array: np.ndarray, table: Format, result: Converted) -> None:
