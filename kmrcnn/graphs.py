@@ -18,7 +18,7 @@ from kmrcnn.heads import box_head, build_rpn_model, mask_head, rpn_graph
 from kmrcnn.layers import Normalization, NormalizedToInternal, PyramidROIAlign
 from kmrcnn.losses import HeadBoxLoss, HeadClassLoss, MaskLoss, RPNBoxLoss, RPNClassLoss, reduce_loss
 from kmrcnn.losses.base import smooth_l1
-from kmrcnn.models.mask_rcnn import detection_layer, target_layer
+from kmrcnn.models.parts import detection_layer, target_layer
 from kmrcnn.ops import box_iou, clip_boxes, decode_boxes, denorm_boxes, norm_boxes
 
 __all__ = [

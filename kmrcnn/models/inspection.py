@@ -34,7 +34,9 @@ class NamedTensors:
         (B, N, 4), the layer's output.
         """
         layer, frames = self.model.get_layer("ROI"), self.model.get_layer("ROI_normalized")
-        *boxes, kept = ProposalSteps.from_config({**layer.get_config(), "name": "ROI_steps"})(*layer.input)
+        probs, deltas, *anchors, border = layer.input
+        layer = ProposalSteps.from_config({**layer.get_config(), "name": "ROI_steps"})
+        *boxes, kept = layer(probs, deltas, anchors, border)
         names = ("pre_nms_anchors", "refined_anchors", "refined_anchors_clipped")
         steps = {name: InternalToNormalized(frames.box_offset, name=name)(tensor, self.model.input["input_image"])
                  for name, tensor in zip(names, boxes, strict=True)}
