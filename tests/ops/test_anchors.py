@@ -57,3 +57,66 @@ def test_level_counts_must_agree():
 def test_anchors_do_not_load_keras():
     code = "import sys, kmrcnn.ops.anchors, kmrcnn.ops; sys.exit('keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Cell anchors of Detectron's rule, x1 y1 x2 y2 inclusive, computed independently from its published rule: by stride
+# and side of the square anchor, for height / width of 0.5, 1 and 2.
+BASE_BOXES = {
+    (4, 32): [(-22, -10, 25, 13), (-14, -14, 17, 17), (-10, -22, 13, 25)],
+    (8, 64): [(-40, -20, 47, 27), (-28, -28, 35, 35), (-20, -44, 27, 51)],
+    (16, 128): [(-84, -40, 99, 55), (-56, -56, 71, 71), (-36, -80, 51, 95)],
+    (32, 256): [(-164, -72, 195, 103), (-112, -112, 143, 143), (-76, -168, 107, 199)],
+    (64, 512): [(-332, -152, 395, 215), (-224, -224, 287, 287), (-148, -328, 211, 391)],
+    (16, 32): [(-15, -4, 30, 19), (-8, -8, 23, 23), (-3, -14, 18, 29)],
+    (16, 512): [(-360, -184, 375, 199), (-248, -248, 263, 263), (-168, -344, 183, 359)],
+}
+
+
+def _half_open(boxes) -> np.ndarray:
+    return np.array(boxes, float)[:, [1, 0, 3, 2]] + (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize(("stride", "size"), BASE_BOXES)
+def test_base_boxes_golden(stride, size):
+    anchors = generate_anchors(size, (2, 1, 0.5), (2, 3), stride, rounding="base_box")
+    np.testing.assert_array_equal(anchors[:3], _half_open(BASE_BOXES[stride, size]))
+    np.testing.assert_array_equal(anchors[12:15], anchors[:3] + (stride, 0, stride, 0) + (0, stride, 0, stride))
+
+
+def test_base_boxes_of_retinanet_golden():
+    """Three scales an octave on stride 8, ratio by ratio; independently computed as above."""
+    anchors = generate_anchors(32 * 2 ** (np.arange(3) / 3), (2, 1, 0.5), (1, 1), 8, rounding="base_box")
+    expected = [(-18, -8, 25, 15), (-23.718263, -11.119053, 30.718263, 18.119053),
+                (-30.922823, -15.048813, 37.922823, 22.048813), (-12, -12, 19, 19),
+                (-8, -20, 15, 27), (-11.119053, -26.238105, 18.119053, 33.238105),
+                (-15.048813, -34.097625, 22.048813, 41.097625)]
+    np.testing.assert_allclose(anchors[[0, 1, 2, 3, 6, 7, 8]], _half_open(expected), atol=1e-5)
+
+
+def test_half_sides_are_whole_and_strides_follow_the_feature_maps():
+    """torchvision's cell anchors, as its documentation of AnchorGenerator gives the rule; 64 * sqrt(2) / 2 = 45.25."""
+    shapes = [(200, 272), (13, 17)]
+    anchors = generate_pyramid_anchors((32, 64), (2, 1, 0.5), shapes, (4, 64), rounding="half_sides")
+    np.testing.assert_array_equal(anchors[:3], [(-11, -23, 11, 23), (-16, -16, 16, 16), (-23, -11, 23, 11)])
+    coarse = anchors[200 * 272 * 3:].reshape(13, 17, 3, 4)
+    np.testing.assert_array_equal(coarse[0, 0], [(-23, -45, 23, 45), (-32, -32, 32, 32), (-45, -23, 45, 23)])
+    # 800 pixels over 13 cells are 61 each, although the stride of the level is 64; 1088 over 17 are 64.
+    np.testing.assert_array_equal(coarse[2, 3] - coarse[0, 0], np.tile([2 * 61, 3 * 64] * 2, (3, 1)))
+
+
+def test_half_sides_round_half_to_even():
+    np.testing.assert_array_equal(generate_anchors((5, 7), (1,), (1, 1), 4, rounding="half_sides"),
+                                  [(-2, -2, 2, 2), (-4, -4, 4, 4)])
+
+
+@pytest.mark.parametrize("rounding", [None, "half_sides", "base_box"])
+def test_offset_moves_all_anchors_by_cells(rounding):
+    def anchors(offset):
+        return generate_anchors((32, 50), (0.5, 1), (3, 4), 8, 1, rounding=rounding, offset=offset)
+
+    np.testing.assert_allclose(anchors(0.5) - anchors(0), 4.0)
+
+
+def test_unknown_rounding():
+    with pytest.raises(ValueError, match="rounding must be one of .*'half_sides', 'base_box'.*found 'half'"):
+        generate_anchors(8, (1,), (1, 1), 4, rounding="half")

@@ -143,3 +143,15 @@ def test_few_boxes_keep_their_shapes(count):
     assert_every_mode(np.minimum(boxes, 4 + 5 * np.array([0, 1, 0, 1], "float32")),
                       lambda b: clip_boxes(b, window), boxes)
     assert run(box_area, boxes).tolist() == [24.0][:count]
+
+
+def test_inclusive_clipping_moves_first_and_last_pixels():
+    """Detectron's clip_tiled_boxes on x1, x2 inclusive: each coordinate into [0, side - 1]."""
+    boxes = random_boxes(np.random.default_rng(4), 40, extent=120) - np.float32(30)
+    boxes[0], boxes[1] = [-9, -9, -3, -3], [90, 100, 95, 130]
+    last = boxes - [0, 0, 1, 1]
+    last[:, ::2], last[:, 1::2] = np.clip(last[:, ::2], 0, 49), np.clip(last[:, 1::2], 0, 69)
+    window = np.array([0, 0, 50, 70], "float32")
+    assert_every_mode(last + [0, 0, 1, 1], lambda b, w: clip_boxes(b, w, inclusive=True), boxes, window)
+    found = run(lambda b, w: clip_boxes(b, w, inclusive=True), boxes[:2], window)
+    np.testing.assert_array_equal(found, [[0, 0, 1, 1], [49, 69, 50, 70]])
