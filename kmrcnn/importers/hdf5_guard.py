@@ -29,11 +29,13 @@ def open_hdf5(filepath: str | os.PathLike) -> Iterator[h5py.File]:
         raise FileNotFoundError(f"Weight file not found: {name}")
     try:
         with h5py.File(name, "r") as file:
-            file.visititems_links(_refuse_external)
+            if (path := file.visititems_links(_external)) is not None:
+                raise BrokenWeightFileError(f"{path!r} is a link to another file")
             yield file
     except BrokenWeightFileError as error:
         raise BrokenWeightFileError(f"{name} is refused: {error}") from None
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
+    # SystemError is what h5py makes of names that are no text.
+    except (OSError, RuntimeError, SystemError, LookupError, ValueError, TypeError, MemoryError) as error:
         raise BrokenWeightFileError(f"{name} is no readable HDF5 weight file, perhaps a broken download: "
                                     f"{error}") from error
 
@@ -59,6 +61,6 @@ def check_datasets(file: h5py.File, datasets: Mapping[str, h5py.Dataset]) -> Non
             raise BrokenWeightFileError(f"dataset {path!r}, {dataset.shape}, claims far more than the file holds")
 
 
-def _refuse_external(path: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> None:
-    if isinstance(link, h5py.ExternalLink):
-        raise BrokenWeightFileError(f"{path!r} is a link to another file")
+def _external(path: str, link: h5py.HardLink | h5py.SoftLink | h5py.ExternalLink) -> str | None:
+    """The path, which ends the walk, if it leads to another file."""
+    return path if isinstance(link, h5py.ExternalLink) else None

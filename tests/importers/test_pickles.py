@@ -216,12 +216,12 @@ BOMBS = {
     "digits": op.INT + b"9" * 100_000 + b"\n",
     "laughs": _laughs(40), "itself": op.EMPTY_LIST + op.BINPUT + b"\0" + op.BINGET + b"\0" + op.APPEND,
     "itself in a dict": op.EMPTY_DICT + op.BINPUT + b"\0" + op.NONE + op.BINGET + b"\0" + op.SETITEM,
-    "deep": _nested(200_000, op.TUPLE1),
-    "deep key": op.EMPTY_DICT + _nested(200_000, op.TUPLE1) + op.NONE + op.SETITEM,
+    "deep": _nested(50_000, op.TUPLE1),
+    "deep key": op.EMPTY_DICT + _nested(50_000, op.TUPLE1) + op.NONE + op.SETITEM,
     "list as a key": op.EMPTY_DICT + op.EMPTY_LIST + op.NONE + op.SETITEM,
     "encoded often": _LONG_TEXT + op.BINPUT + b"\0" + text("latin1") + op.BINPUT + b"\1" + op.MARK + (
         name("_codecs", "encode") + op.BINGET + b"\0" + op.BINGET + b"\1" + op.TUPLE2 + op.REDUCE) * 1000 + op.LIST,
-    "copied often": op.EMPTY_LIST + op.MARK + (op.EMPTY_TUPLE + op.DUP + op.TUPLE2) * 100_000 + op.APPENDS + op.BINPUT
+    "copied often": op.EMPTY_LIST + op.MARK + (op.EMPTY_TUPLE + op.DUP + op.TUPLE2) * 20_000 + op.APPENDS + op.BINPUT
     + b"\0" + op.MARK + (name("collections", "OrderedDict") + op.BINGET + b"\0" + op.TUPLE1 + op.REDUCE) * 1000
     + op.LIST,
     "array larger than its bytes": python2_array(np.zeros((2, 3), "<f4")).replace(
