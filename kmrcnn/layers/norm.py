@@ -60,7 +60,8 @@ class FrozenBatchNorm(BatchNorm):
     """
 
     def __init__(self, **kwargs):
-        super().__init__(train_bn=False, **{key: value for key, value in kwargs.items() if key != "train_bn"})
+        kwargs["train_bn"] = False
+        super().__init__(**kwargs)
 
     def add_weight(self, *args, **kwargs):
         return super().add_weight(*args, **{**kwargs, "trainable": False})

@@ -30,10 +30,10 @@ def fpn(features: list, channels: int = 256, norm: Normalization | None = None, 
         x = Conv2D(channels, size, padding="same", use_bias=norm.needs_bias(use_bias), name=name)(x)
         return norm(f"{name}_norm")(x)
 
-    sums, levels = {}, {}
+    sums, levels, above = {}, {}, None
     for level in (5, 4, 3, 2):
         x = conv(features[level - 2], 1, f"fpn_c{level}p{level}")
-        if level < 5:
+        if above is not None:
             above = _enlarge(above, x, upsampling, f"fpn_p{level + 1}upsampled")
             x = keras.layers.Add(name=f"fpn_p{level}add")([above, x])
         above = sums[level] = x
