@@ -12,8 +12,9 @@ from kmrcnn.ops.bilinear import combine_taps, grid_taps
 
 PASTE_RULES = ("matterport", "torchvision", "detectron2")
 
-# Pixels of image-sized float32 masks that `align_masks` holds at once for each image of a batch: 128 MiB.
-_PIXELS_AT_ONCE = 2**25
+# Pixels of image-sized float32 masks that `align_masks` holds at once for each image of a batch: 16 MiB. With much
+# more a CPU spends most of the time on fresh memory.
+_PIXELS_AT_ONCE = 2**22
 
 
 def crop_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int]) -> Any:
@@ -67,28 +68,29 @@ def align_masks(masks: Any, index: Any, boxes: Any, output_size: tuple[int, int]
     index = ops.clip(index, 0, count - 1) + count * ops.cast(ops.arange(batch), "int32")[:, None]
     table = ops.reshape(masks, (-1, height, width))
 
-    def align(part: tuple[Any, Any]) -> Any:
-        index, boxes = part
+    y, x = (_bin_weights(boxes[..., axis], boxes[..., axis + 2], output_size[axis], side)
+            for axis, side in enumerate((height, width)))
+
+    def align(part: tuple[Any, Any, Any]) -> Any:
+        index, y, x = part
         chosen = ops.cast(ops.take(table, index, axis=0), "float32")
-        y, x = (_bin_weights(boxes[..., axis], boxes[..., axis + 2], output_size[axis], side)
-                for axis, side in enumerate((height, width)))
         return ops.matmul(ops.matmul(y, chosen), ops.swapaxes(x, -1, -2))
 
     # Rounding may leave the interval by a millionth.
-    return ops.clip(_in_parts(align, index, boxes, max(1, _PIXELS_AT_ONCE // (height * width))), 0.0, 1.0)
+    return ops.clip(_in_parts(align, (index, y, x), max(1, _PIXELS_AT_ONCE // (height * width))), 0.0, 1.0)
 
 
-def _in_parts(function: Callable[[tuple[Any, Any]], Any], index: Any, boxes: Any, size: int) -> Any:
-    """function((index (B, N), boxes (B, N, 4))) -> (B, N, h, w), computed for `size` columns at a time."""
-    columns = index.shape[1]
+def _in_parts(function: Callable[[tuple], Any], arrays: tuple, size: int) -> Any:
+    """function(arrays), each (B, N, ...) as is the result, computed for `size` of the N at a time."""
+    columns = arrays[0].shape[1]
     if columns <= size:
-        return function((index, boxes))
+        return function(arrays)
     parts = -(-columns // size)
-    index = ops.pad(index, [[0, 0], [0, parts * size - columns]])
-    boxes = ops.pad(boxes, [[0, 0], [0, parts * size - columns], [0, 0]])
-    index = ops.swapaxes(ops.reshape(index, (-1, parts, size)), 0, 1)
-    boxes = ops.swapaxes(ops.reshape(boxes, (-1, parts, size, 4)), 0, 1)
-    done = ops.swapaxes(ops.map(function, (index, boxes)), 0, 1)
+    split = []
+    for array in arrays:
+        array = ops.pad(array, [[0, 0], [0, parts * size - columns]] + [[0, 0]] * (len(array.shape) - 2))
+        split.append(ops.swapaxes(ops.reshape(array, (-1, parts, size, *array.shape[2:])), 0, 1))
+    done = ops.swapaxes(ops.map(function, tuple(split)), 0, 1)
     return ops.reshape(done, (-1, parts * size, *done.shape[3:]))[:, :columns]
 
 
