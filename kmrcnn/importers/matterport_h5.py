@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ import keras
 import numpy as np
 
 from kmrcnn.importers.assign import LoadReport, WeightKey, assign_weights, layer_weights, walk_layers, weight_table
+from kmrcnn.importers.atomic_file import written_atomically
 from kmrcnn.importers.hdf5_guard import check_datasets, open_hdf5
 from kmrcnn.importers.maps import Converted
 
@@ -59,19 +59,10 @@ def save_arrays(arrays: Mapping[WeightKey, np.ndarray], filepath: str | os.PathL
 
 
 def _save(filepath: str | os.PathLike, groups: Mapping[str, Mapping[str, Any]], preset: str | None) -> None:
-    filepath = os.fspath(filepath)
-    handle, temporary = tempfile.mkstemp(suffix=".tmp", prefix=".", dir=os.path.dirname(filepath) or ".")
-    os.close(handle)
-    try:
-        with h5py.File(temporary, "w") as file:
-            _write(groups, file)
-            if preset is not None:
-                file.attrs["preset"] = preset
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, filepath)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_atomically(filepath) as temporary, h5py.File(temporary, "w") as file:
+        _write(groups, file)
+        if preset is not None:
+            file.attrs["preset"] = preset
 
 
 def load_weights(model: keras.Model, filepath: str | os.PathLike, *, by_name: bool = False,
@@ -193,9 +184,3 @@ def _write_names(group: h5py.Group, attribute: str, names: Sequence[str]) -> Non
         return
     for index, chunk in enumerate(np.array_split(encoded, -(-encoded.nbytes // _ATTRIBUTE_BYTES))):
         group.attrs[f"{attribute}{index}"] = chunk
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -102,7 +102,9 @@ def _array(machine: PickleMachine, data: Any, dtype: Any, shape: Any, order: str
 def _bytes(machine: PickleMachine, data: Any) -> bytes | memoryview:
     """Raw bytes, which Python 2 keeps in strings."""
     if isinstance(data, Span):
-        return data.view
+        if data.encoding != "utf-8":
+            return data.view
+        data = data.decoded()
     if type(data) is str:
         machine.spend(len(data))
         return data.encode("latin1")
@@ -122,6 +124,7 @@ def _frombuffer(machine: PickleMachine, data: Any, dtype: Any, shape: Any, order
 
 def _encode(machine: PickleMachine, text: Any, encoding: Any = None) -> bytes:
     """How protocol 2 of Python 3 stores bytes."""
+    text = text.decoded() if isinstance(text, Span) else text
     if type(text) is not str or encoding not in _LATIN1:
         raise UnsafePickleError("encodes something other than latin1 text")
     machine.spend(len(text))

@@ -62,16 +62,12 @@ def _push(function: Callable[[PickleMachine], Any]) -> Callable[[PickleMachine],
     return lambda machine: machine.stack.append(function(machine))
 
 
-def _string(form: str, text: bool) -> Callable[[PickleMachine], None]:
-    """A string with its length before it; text is Python 2's."""
+def _string(form: str, encoding: str | None = None) -> Callable[[PickleMachine], None]:
+    """A string with its length before it: text, Python 2's in latin1, or bytes."""
     def read(machine: PickleMachine) -> str | bytes | Span:
-        span = Span(machine.take(machine.unpack(form)), text)
-        return span if len(span.view) > _SHORT else span.value()
+        span = Span(machine.take(machine.unpack(form)), encoding)
+        return span if len(span.view) > _SHORT else span.decoded()
     return _push(read)
-
-
-def _unicode(form: str) -> Callable[[PickleMachine], None]:
-    return _push(lambda machine: str(machine.take(machine.unpack(form)), "utf-8", "surrogatepass"))
 
 
 def _long(form: str) -> Callable[[PickleMachine], None]:
@@ -198,11 +194,12 @@ OPCODES: dict[bytes, Callable[[PickleMachine], None]] = {
     op.INT: _push(_text_integer), op.LONG: _push(_text_integer), op.FLOAT: _push(lambda machine: float(machine.line())),
     op.BININT: _push(_number("<i")), op.BININT1: _push(_number("<B")), op.BININT2: _push(_number("<H")),
     op.LONG1: _long("<B"), op.LONG4: _long("<i"), op.BINFLOAT: _push(_number(">d")),
-    op.STRING: _push(_quoted), op.BINSTRING: _string("<i", True), op.SHORT_BINSTRING: _string("<B", True),
-    op.BINBYTES: _string("<I", False), op.SHORT_BINBYTES: _string("<B", False), op.BINBYTES8: _string("<Q", False),
-    op.BYTEARRAY8: _string("<Q", False), op.READONLY_BUFFER: lambda machine: None,
+    op.STRING: _push(_quoted), op.BINSTRING: _string("<i", "latin1"), op.SHORT_BINSTRING: _string("<B", "latin1"),
+    op.BINBYTES: _string("<I"), op.SHORT_BINBYTES: _string("<B"), op.BINBYTES8: _string("<Q"),
+    op.BYTEARRAY8: _string("<Q"), op.READONLY_BUFFER: lambda machine: None,
     op.UNICODE: _push(lambda machine: machine.line().decode("raw-unicode-escape")),
-    op.BINUNICODE: _unicode("<I"), op.SHORT_BINUNICODE: _unicode("<B"), op.BINUNICODE8: _unicode("<Q"),
+    op.BINUNICODE: _string("<I", "utf-8"), op.SHORT_BINUNICODE: _string("<B", "utf-8"),
+    op.BINUNICODE8: _string("<Q", "utf-8"),
     op.EMPTY_TUPLE: _push(lambda machine: ()), op.TUPLE: _marked(tuple),
     op.TUPLE1: _tuple(1), op.TUPLE2: _tuple(2), op.TUPLE3: _tuple(3),
     op.EMPTY_LIST: _push(lambda machine: []), op.LIST: _marked(list), op.APPEND: _append, op.APPENDS: _append_marked,

@@ -35,14 +35,18 @@ class Name(StandIn):
 
 
 class Span(StandIn):
-    """A long string or bytes: a view of the file until somebody wants the value."""
+    """A long text (with its encoding) or bytes (None): a view of the file until somebody wants the value."""
 
-    def __init__(self, view: memoryview, text: bool):
-        self.view, self.text, self._value = view, text, None
+    def __init__(self, view: memoryview, encoding: str | None):
+        self.view, self.encoding, self._value = view, encoding, None
+
+    def decoded(self) -> str | bytes:
+        """The value, not kept."""
+        return bytes(self.view) if self.encoding is None else str(self.view, self.encoding, "surrogatepass")
 
     def value(self) -> str | bytes:
         if self._value is None:
-            self._value = str(self.view, "latin1") if self.text else bytes(self.view)
+            self._value = self.decoded()
         return self._value
 
 

@@ -58,7 +58,8 @@ def read_pickle_file(filepath: str | os.PathLike) -> Any:
     Returns:
         Nested dict, list, tuple, str, bytes and numbers, with numpy arrays and scalars. Ordered and default
         dictionaries become dict, Python 2's strings str (latin1). Arrays are views of the file, whose pages are read
-        when they are used; writing to them does not change the file.
+        when they are used: replace the file rather than
+        overwrite it meanwhile. Writing to them does not change the file.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -38,7 +38,7 @@ def read_torch_file(filepath: str | os.PathLike) -> Any:
         What was saved: nested dict, list, tuple, str and numbers, tensors and parameters as numpy arrays of their
         shape and dtype (bfloat16 as float32), wherever they were when saved. dtypes and devices become str. Arrays are
         views of the file, whose pages are read when they are used; tensors that share a storage share memory. Writing
-        to them does not change the file.
+        to them does not change the file, which must not be overwritten meanwhile (replacing it is fine).
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -146,7 +146,7 @@ def test_torch_reads_what_is_written(path):
     for key, array in arrays.items():
         np.testing.assert_array_equal(found[key], array)
         assert found[key].dtype == array.dtype.newbyteorder("=")
-        assert found[key].size == 0 or found[key].ctypes.data % 64 == 0
+        assert found[key].size == 0 or array.dtype == bool or found[key].ctypes.data % 64 == 0  # Views of the file.
     torch = pytest.importorskip("torch")
     for mapped in (False, True):
         loaded = torch.load(path, weights_only=True, mmap=mapped)
