@@ -11,7 +11,8 @@ from keras import ops
 
 from kmrcnn.config import Config
 from kmrcnn.data.image import compose_image_meta, unmold_mask
-from kmrcnn.detection import Detector, paste_masks, unmold
+from kmrcnn.data.paste import paste_masks
+from kmrcnn.detection import Detector, unmold
 from kmrcnn.utils import norm_boxes
 
 D = 4
@@ -193,3 +194,70 @@ def test_paste_is_unmold_mask_for_every_instance():
     for index in range(20):
         np.testing.assert_array_equal(pasted[:, :, index], unmold_mask(masks[index], boxes[index], (90, 120)))
     assert paste_masks(masks[:0], boxes[:0], (90, 120, 3)).shape == (90, 120, 0)
+
+
+@pytest.mark.once
+def test_boxes_are_the_rois_before_rounding():
+    window, original, frame = (78, 28, 178, 228), (200, 400, 3), (256, 256, 3)
+    row = np.array([[(83.3 - 0) / 255, 40.7 / 255, (99.9 - 1) / 255, (61.2 - 1) / 255, 1, .9]], np.float32)
+    result = unmold(row, np.ones((1, 28, 28), np.float32), original, frame, window)
+    # Matterport: both frames are counted from the first to the last pixel.
+    expected = [(83.3 - 78) * 199 / 99, (40.7 - 28) * 399 / 199,
+                (98.9 - 78) * 199 / 99 + 1, (60.2 - 28) * 399 / 199 + 1]
+    np.testing.assert_allclose(result["boxes"], [expected], rtol=1e-4)
+    assert result["boxes"].dtype == np.float32
+    np.testing.assert_array_equal(result["rois"], np.around([expected]))
+
+
+def _half_open(pixels, frame):
+    """Rows of detections of class 1 from half-open pixel boxes in a molded image."""
+    boxes = norm_boxes(np.asarray(pixels, float), frame[:2])
+    return np.concatenate([boxes, np.ones_like(boxes[:, :2])], axis=1).astype(np.float32)
+
+
+@pytest.mark.once
+def test_pixel_frames_go_back_by_the_ratio_of_the_sizes():
+    """A 100 x 180 image shown as 160 x 300 at the top left of 160 x 320: ratios of 100 / 160 and 180 / 300."""
+    frame, window, original = (160, 320, 3), (0, 0, 160, 300), (100, 180, 3)
+    rows = _half_open([[0, 0, 160, 300], [16.4, 30.5, 80, 90.25], [40, 60, 40.2, 60.3]], frame)
+    masks = np.ones((3, 28, 28), np.float32)
+    ratio = np.array([100 / 160, 180 / 300] * 2)
+    expected = np.array([[0, 0, 160, 300], [16.4, 30.5, 80, 90.25], [40, 60, 40.2, 60.3]]) * ratio
+    for rule in ("torchvision", "detectron2"):
+        result = unmold(rows, masks, original, frame, window, box_offset=0, paste_rule=rule)
+        np.testing.assert_allclose(result["boxes"], expected, atol=1e-3)
+        assert result["rois"].tolist() == [[0, 0, 100, 180], [10, 18, 50, 54], [25, 36, 26, 37]]
+        np.testing.assert_array_equal(result["masks"], paste_masks(masks, result["boxes"], original, rule))
+    rounded = unmold(rows, masks, original, frame, window, box_offset=0)
+    assert rounded["rois"].tolist() == [[0, 0, 100, 180], [10, 18, 50, 54]], "nothing is left of the last one"
+    assert rounded["masks"].all(axis=(0, 1)).tolist() == [True, False]
+
+
+@pytest.mark.once
+def test_inclusive_boxes_scale_the_coordinate_of_their_last_pixel():
+    frame, window, original = (160, 320, 3), (0, 0, 160, 300), (100, 180, 3)
+    rows, masks = _half_open([[16, 30, 80, 90]], frame), np.ones((1, 28, 28), np.float32)
+    result = unmold(rows, masks, original, frame, window, box_offset=0, inclusive=True, paste_rule="torchvision")
+    expected = [[16 * 100 / 160, 30 * 180 / 300, 79 * 100 / 160 + 1, 89 * 180 / 300 + 1]]
+    np.testing.assert_allclose(result["boxes"], expected, atol=1e-4)
+    np.testing.assert_array_equal(result["masks"], paste_masks(masks, expected, original, "torchvision", True))
+
+
+def test_the_config_chooses_the_way_back():
+    image = np.full((50, 90, 3), 90, np.uint8)
+    seen = {}
+    for rule, inclusive in (("matterport", False), ("torchvision", True), ("detectron2", False)):
+        settings = {"BOX_OFFSET": 0, "INCLUSIVE_BOXES": inclusive, "PASTE_RULE": rule, "IMAGE_MAX_DIM": 128,
+                    "IMAGE_RESIZE_MODE": "shortest", "IMAGE_DIVISOR": 32}
+        result = _detector(**settings).detect([image])[0]
+        seen[rule] = result["masks"].sum()
+        np.testing.assert_allclose(result["boxes"], [[0, 0, 50, 90]], atol=0.4)
+        assert result["rois"].tolist() == [[0, 0, 50, 90]]
+    # The fading of detectron2's rule begins half a cell inside the box, where a mask of ones stays above one half.
+    assert seen["matterport"] == seen["detectron2"] == 4500
+    assert 0.95 * 4500 < seen["torchvision"] <= 4500
+
+
+def test_empty_results_have_boxes():
+    result = _detector().detect([np.zeros((40, 50, 3), np.uint8)])[0]
+    assert result["boxes"].shape == (0, 4) and result["boxes"].dtype == np.float32
