@@ -23,6 +23,8 @@ EXTRAS = {
     # ctk brings NVRTC and the CUDA headers that CuPy compiles kernels with, so no CUDA toolkit is needed.
     "cuda12": ["cupy-cuda12x[ctk]>=14"],
     "cuda13": ["cupy-cuda13x[ctk]>=14"],
+    # Backbones of others; needs TensorFlow installed, which it does not ask for.
+    "kerascv": ["keras-cv>=0.9"],
     "tensorboard": ["tensorboard"],
     "video": ["imageio", "imageio-ffmpeg"],
     "notebooks": ["notebook"],

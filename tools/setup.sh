@@ -81,8 +81,8 @@ run_tests() {
     [ "$(uname)" = Linux ] || tensorflow=tensorflow
     make_venv
     install_torch
-    say "Installing kmrcnn, $tensorflow and jax"
-    install --editable "$ROOT[test,jax$(cuda_extra)]" "$tensorflow"
+    say "Installing kmrcnn, $tensorflow, jax and keras-cv"
+    install --editable "$ROOT[test,jax,kerascv$(cuda_extra)]" "$tensorflow"
     report_device
     cd "$ROOT"
     say "ruff check"
