@@ -19,7 +19,7 @@ from kmrcnn.importers.pickle_opcodes import OPCODES, refuse
 from kmrcnn.importers.pickle_values import ADVICE, Name
 
 # Far above any weight file (a ResNet-152 with its optimizer needs 100 thousand); an opcode costs up to 216 bytes.
-_MAX_STEPS = 2_000_000
+_MAX_STEPS = 1_000_000
 # Bytes that may be copied beyond the size of the file: repeated numbers of small tensors, keys, byte orders.
 _FREE_COPIES = 2**24
 
