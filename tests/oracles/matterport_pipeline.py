@@ -87,7 +87,7 @@ class Pipeline:
 
     def _pool(self, levels, boxes: np.ndarray, size: int) -> torch.Tensor:
         """crop_and_resize from the level of each box: (N, C, size, size)."""
-        sides = np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+        sides = np.maximum(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)), 1e-6)
         wanted = np.clip(4 + np.round(np.log2(sides / (224 / self.side))), 2, 5).astype(int)
         return torch.stack([crop_and_resize(levels[level - 2][0], box, size)
                             for level, box in zip(wanted, boxes, strict=True)])
