@@ -67,7 +67,7 @@ def _bgr(file: TensorFile) -> bool:
 
 FORMAT = Format(
     name="detectron2_file",
-    sign=r"backbone\.(bottom_up\.|stem\.|fpn_lateral|res\d)|(stem\.conv1|res\d\.\d+\.conv1)\.|proposal_generator\.",
+    sign=r"backbone\.(bottom_up\.|stem\.|fpn_lateral|res\d)|(stem|res\d\.\d+)\.conv\d\.|proposal_generator\.",
     bgr=_bgr,
     ignored=(r".*\.num_batches_tracked", r"pixel_(mean|std)", r"(stem|backbone\.bottom_up)\.fc\.(weight|bias)",
              r"proposal_generator\.anchor_generator\.cell_anchors\.\d+"),

@@ -21,7 +21,7 @@ from kmrcnn.importers.transforms import (
 
 FORMAT = Format(
     name="liangheming_file",
-    sign=r"fpn\.(latent|out)_layers\.|roi_head\.(box|mask)_head\.|backbone\.(conv1|layer\d\.\d+\.conv1)\.",
+    sign=r"fpn\.(latent|out)_layers\.|roi_head\.(box|mask)_head\.|backbone\.(conv1|layer\d\.\d+\.conv\d)\.",
     ignored=(r".*\.num_batches_tracked", r"backbone\.fc\.(weight|bias)"),
     rows=(
         *body("backbone."),

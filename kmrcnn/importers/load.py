@@ -39,7 +39,8 @@ def load_into(model: keras.Model, filepath: str | os.PathLike, *, preset: str | 
     converted = read_weights(filepath, wanted=table, pool_size=_pool_size(table), flip_input=flip_input)
     _fit(converted.arrays, table, classes, inflate)
     conventions = _conventions(converted, preset)
-    strict = not (by_name or exclude or is_backbone(converted.arrays))
+    backbone_only = is_backbone(converted.arrays)
+    strict = not (by_name or exclude or backbone_only)
     try:
         report = assign_weights(model, converted.arrays, source=source, strict=strict, exclude=exclude,
                                 unexpected=converted.unexpected, ignored=converted.ignored, names=converted.names)
@@ -49,6 +50,10 @@ def load_into(model: keras.Model, filepath: str | os.PathLike, *, preset: str | 
         raise
     if conventions:
         warnings.warn(f"{source}: {conventions}", stacklevel=3)
+    unset = [name for name in report.missing if name.startswith(_BACKBONE) and name.endswith("kernel")]
+    if backbone_only and unset:
+        warnings.warn(f"{source} is of another backbone: {len(unset)} of this one's convolutions stay as they are, for "
+                      f"instance {unset[0]}.", stacklevel=3)
     return report
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kmrcnn.importers.maps import Format, Row
-from kmrcnn.importers.torchvision import body
+from kmrcnn.importers.torchvision import stages
 from kmrcnn.importers.transforms import BATCH_NORM, BOX_DELTAS, CONV, DECONV, DENSE, FC, FIRST_FC, RPN_DELTAS, SCALE
 
 _BOX, _MASK = "roi_heads.box.feature_extractor.", "roi_heads.mask.feature_extractor."
@@ -22,9 +22,9 @@ _FORMAT = Format(
     rows=(
         Row("backbone.body.stem.conv1", "conv1", CONV),
         Row("backbone.body.stem.bn1", "bn_conv1", BATCH_NORM),
-        *body("backbone.body."),
-        *body(f"{_BOX}head."),
-        *body(f"{_MASK}head."),
+        *stages("backbone.body."),
+        *stages(f"{_BOX}head."),
+        *stages(f"{_MASK}head."),
         Row("backbone.fpn.fpn_inner{level1}", "fpn_c{level1}p{level1}", CONV),
         Row("backbone.fpn.fpn_inner{level1}.0", "fpn_c{level1}p{level1}", CONV),
         Row("backbone.fpn.fpn_inner{level1}.1", "fpn_c{level1}p{level1}_norm", SCALE),

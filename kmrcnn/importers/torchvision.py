@@ -17,16 +17,19 @@ from kmrcnn.importers.maps import Format, Row
 from kmrcnn.importers.transforms import BATCH_NORM, BOX_DELTAS, CONV, DECONV, DENSE, FC, FIRST_FC, RPN_DELTAS
 
 
-def body(prefix: str) -> tuple[Row, ...]:
-    """The ResNet under torchvision's names."""
+def stages(prefix: str) -> tuple[Row, ...]:
+    """Stages 2 to 5 of a ResNet under torchvision's names."""
     return (
-        Row(f"{prefix}conv1", "conv1", CONV),
-        Row(f"{prefix}bn1", "bn_conv1", BATCH_NORM),
         Row(prefix + "layer{layer}.{block}.conv{conv}", "res{layer}{block}_branch{conv}", CONV),
         Row(prefix + "layer{layer}.{block}.bn{conv}", "bn{layer}{block}_branch{conv}", BATCH_NORM),
         Row(prefix + "layer{layer}.{block}.downsample.0", "res{layer}{block}_branch1", CONV),
         Row(prefix + "layer{layer}.{block}.downsample.1", "bn{layer}{block}_branch1", BATCH_NORM),
     )
+
+
+def body(prefix: str) -> tuple[Row, ...]:
+    """A whole ResNet under torchvision's names."""
+    return Row(f"{prefix}conv1", "conv1", CONV), Row(f"{prefix}bn1", "bn_conv1", BATCH_NORM), *stages(prefix)
 
 
 _FC6_VERSION_1 = Row("roi_heads.box_head.fc6", "mrcnn_class_conv1", FIRST_FC)
@@ -62,7 +65,7 @@ _BEFORE_2022 = (
 
 FORMAT = Format(
     name="torchvision_file",
-    sign=r"backbone\.body\.(conv1|bn1|layer\d)\b|backbone\.fpn\.(inner|layer)_blocks\.|(layer\d\.\d+\.conv1)\b",
+    sign=r"backbone\.body\.(conv1|bn1|layer\d)\b|backbone\.fpn\.(inner|layer)_blocks\.|layer\d\.\d+\.conv\d\b",
     ignored=(r".*\.num_batches_tracked", r"fc\.(weight|bias)"),
     rows=(*_DETECTOR, _FC6_VERSION_1, _FC6_VERSION_2, *_BEFORE_2022, *body("")),
 )

@@ -301,7 +301,8 @@ def liangheming(layer: str) -> str:
     if found := re.fullmatch(r"mrcnn_mask_conv(\d)", layer):
         return f"roi_head.mask_head.conv_list.{2 * int(found[1]) - 2}"
     return _torch_block(layer, "backbone.", "backbone.layer{layer}") or {
-        "rpn_conv_shared": "rpn.rpn_head.conv", "rpn_class_raw": "rpn.rpn_head.cls", "rpn_bbox_pred": "rpn.rpn_head.box",
-        "mrcnn_class_conv1": "roi_head.box_head.fc6", "mrcnn_class_conv2": "roi_head.box_head.fc7",
-        "mrcnn_class_logits": "roi_head.box_head.cls", "mrcnn_bbox_fc": "roi_head.box_head.bbox",
+        "rpn_conv_shared": "rpn.rpn_head.conv", "rpn_class_raw": "rpn.rpn_head.cls",
+        "rpn_bbox_pred": "rpn.rpn_head.box", "mrcnn_class_conv1": "roi_head.box_head.fc6",
+        "mrcnn_class_conv2": "roi_head.box_head.fc7", "mrcnn_class_logits": "roi_head.box_head.cls",
+        "mrcnn_bbox_fc": "roi_head.box_head.bbox",
         "mrcnn_mask_deconv": "roi_head.mask_head.conv_list.8", "mrcnn_mask": "roi_head.mask_head.conv_list.10"}[layer]
