@@ -61,8 +61,9 @@ def test_only_three_channels_are_turned():
 
 
 def test_what_caffe2_leaves_behind():
-    tensors = _stem("conv1_w", conv1_b=np.zeros(4), conv1_w_momentum=np.ones(4), lr=np.ones(1),
-                    fc1000_w=np.ones((2, 2)), pred_b=np.ones(2), res2_0_branch2a_b=np.ones(4), weight_order=np.zeros(1), kps_score_w=np.ones(3))
+    tensors = _stem("conv1_w", conv1_b=np.zeros(4), conv1_w_momentum=np.ones(4), lr=np.ones(1), pred_b=np.ones(2),
+                    fc1000_w=np.ones((2, 2)), res2_0_branch2a_b=np.ones(4), weight_order=np.zeros(1),
+                    kps_score_w=np.ones(3))
     found = convert(TensorFile(tensors), detectron.FORMAT)
     assert set(found.ignored) == {"conv1_b", "conv1_w_momentum", "lr", "fc1000_w", "pred_b", "weight_order"}
     # A bias that is not zero would be lost: it is said.
