@@ -81,7 +81,7 @@ def main() -> None:
     args = arguments.parse_intermixed_args()
 
     weights = common.find_weights(args.model, args.logs, BalloonConfig.NAME)
-    config, run = common.recall(weights, BalloonConfig)
+    config, run = common.recall(weights, BalloonConfig, args.model)
     common.fill(args, run)
     if args.command == "train" and not args.dataset:
         arguments.error("train needs --dataset")

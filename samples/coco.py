@@ -129,7 +129,7 @@ def main() -> None:
     args = arguments.parse_intermixed_args()
 
     weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)
-    config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig)
+    config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig, args.model)
     common.fill(args, run, year="2014", optimizer="adamw" if args.model == "none" else "sgd")
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")

@@ -11,16 +11,19 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from kmrcnn import Config, Dataset, MaskRCNN, utils
+from kmrcnn import Config, Dataset, MaskRCNN
+from kmrcnn.data.download import DownloadError
+from kmrcnn.importers import catalogue
 
 # isort: split
 import keras  # after kmrcnn, which chooses the backend if the environment does not
 
 ROOT = Path(__file__).resolve().parent.parent
-COCO_WEIGHTS = ROOT / "weights" / "mask_rcnn_coco.h5"
-HEADS = ["mrcnn_class_logits", "mrcnn_bbox_fc", "mrcnn_bbox", "mrcnn_mask"]  # shaped by the number of classes
+WEIGHTS = ROOT / "weights"
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif"}
 CONFIG_FILE, RUN_FILE = "config.yaml", "run.yaml"
+# COCO's 80 categories have ids up to 90. Files of torchvision have a row for each of these, in the order of the ids.
+CATEGORY_IDS = [0, *(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))]
 
 
 def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
@@ -28,24 +31,41 @@ def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("command", choices=commands)
     result.add_argument("--model", "--weights", required=True, metavar="START",
-                        help="coco, imagenet, last (the newest checkpoint in --logs), none, or a weight file")
+                        help="coco, imagenet, last (the newest checkpoint in --logs), none, a weight file, or a name "
+                             "of docs/weights.md")
     result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
     return result
 
 
 def find_weights(start: str, logs: str, name: str) -> Path | None:
-    """The weight file that --model names; None for `none` and for `imagenet`, which the model fetches itself."""
+    """The weight file that --model names; None for `none` and for `imagenet`, which depends on the configuration."""
     if start in ("none", "imagenet"):
         return None
-    if start == "coco":
-        if not COCO_WEIGHTS.exists():
-            utils.download_trained_weights(str(COCO_WEIGHTS))
-        return COCO_WEIGHTS
-    path = last_checkpoint(logs, name) if start == "last" else Path(start)
-    if not path.is_file():
-        raise SystemExit(f"--model={start}: no such file: {path}")
-    return path
+    if start == "last":
+        return last_checkpoint(logs, name)
+    return Path(start) if Path(start).is_file() else fetch(published(start).name)
+
+
+def published(start: str) -> catalogue.WeightFile:
+    """The published file that --model names."""
+    try:
+        return catalogue.find(start)
+    except KeyError as error:
+        raise SystemExit(f"--model={start}: no such file: {start}; and {error}") from None
+
+
+def is_published(start: str) -> bool:
+    """Whether --model names a published file, rather than a file or a run of one's own."""
+    return start not in ("none", "imagenet", "last") and not Path(start).is_file()
+
+
+def fetch(name: str) -> Path:
+    """Path of a published file, downloaded into weights/ if it is not there."""
+    try:
+        return catalogue.local_path(name, WEIGHTS)
+    except DownloadError as error:
+        raise SystemExit(str(error)) from None
 
 
 def last_checkpoint(logs: str, name: str) -> Path:
@@ -57,8 +77,16 @@ def last_checkpoint(logs: str, name: str) -> Path:
     raise SystemExit(f"--model=last: no run of {name!r} with a checkpoint under {logs}")
 
 
-def recall(weights: Path | None, config_class: type[Config]) -> tuple[Config, dict]:
-    """Configuration and arguments of the run that wrote `weights`; defaults if no run did."""
+def recall(weights: Path | None, config_class: type[Config], start: str | None = None) -> tuple[Config, dict]:
+    """Configuration and arguments of the run that wrote `weights`; if no run did, defaults.
+
+    Args:
+        start: what --model says; a published file's name adds the network and the preset that the file is for.
+    """
+    if start is not None and is_published(start):
+        config = config_class()
+        config.update(published(start).settings)
+        return config, {}
     folder = weights.parent if weights else None
     if folder is None or not (folder / CONFIG_FILE).exists():
         return config_class(), {}
@@ -74,13 +102,25 @@ def fill(args: argparse.Namespace, run: dict, **defaults) -> None:
 
 def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | None) -> MaskRCNN:
     """A model with the weights that --model names."""
+    if args.model == "imagenet":
+        weights = fetch(catalogue.imagenet(config).name)
     model = MaskRCNN(mode=mode, config=config, model_dir=args.logs)
     if args.model == "imagenet":
-        model.load_weights(model.get_imagenet_weights())
+        model.load_weights(weights)
+    elif is_published(args.model):
+        model.load_weights(weights, **class_arguments(published(args.model), config))
     elif weights is not None:
-        other_classes = args.model == "coco" and config.NUM_CLASSES != 81
-        model.load_weights(str(weights), by_name=True, exclude=HEADS if other_classes else None)
+        model.load_weights(weights, by_name=True)
     return model
+
+
+def class_arguments(entry: catalogue.WeightFile, config: Config) -> dict:
+    """Arguments of `load_weights` for a published file that may have other classes, or no mask head."""
+    classes = entry.config.get("NUM_CLASSES")
+    if classes == 91 and config.NUM_CLASSES == len(CATEGORY_IDS):
+        return {"keep_classes": CATEGORY_IDS, "by_name": entry.kind == "boxes"}
+    other_classes = classes is not None and classes != config.NUM_CLASSES
+    return {"exclude": "heads" if other_classes else None, "by_name": entry.kind == "boxes"}
 
 
 def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, epochs: int, layers: str,

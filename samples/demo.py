@@ -3,6 +3,7 @@
     python samples/demo.py photo.jpg                             # the 80 COCO classes, weights fetched on first use
     python samples/demo.py photos/ --out=found
     python samples/demo.py clip.mp4
+    python samples/demo.py photo.jpg --model=torchvision_maskrcnn_resnet50_fpn_v2    # any name of docs/weights.md
     python samples/demo.py photo.jpg --model=last --name=balloon        # the newest run of samples/balloon.py
     python samples/demo.py photo.jpg --model=logs/shapes20260101T1200/mask_rcnn_shapes_0008.h5
 """
@@ -62,11 +63,18 @@ def on_video(model: MaskRCNN, path: Path, names: list[str], out: Path) -> None:
     print(f"\r{count} frames -> {target}")
 
 
+def class_names(start: str) -> list[str]:
+    """COCO's names, or numbers for a published file of another data set."""
+    count = common.published(start).config.get("NUM_CLASSES") if common.is_published(start) else None
+    return CLASS_NAMES if count in (None, 81, 91) else ["BG", *map(str, range(1, count))]
+
+
 def main() -> None:
     """Command line; see the top of this file."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("input", type=Path, help="an image, a folder of images, or a video")
-    arguments.add_argument("--model", default="coco", help="coco, last, or a weight file of a run (default: coco)")
+    arguments.add_argument("--model", default="coco",
+                           help="coco, last, a weight file of a run, or a name of docs/weights.md (default: coco)")
     arguments.add_argument("--name", default="coco", help="with --model=last: NAME of the run")
     arguments.add_argument("--min-confidence", type=float, default=0.7)
     arguments.add_argument("--out", type=Path, default=common.ROOT / "results" / "demo")
@@ -76,8 +84,9 @@ def main() -> None:
         raise SystemExit(f"no such file or folder: {args.input}")
 
     weights = common.find_weights(args.model, args.logs, args.name)
-    config, run = common.recall(weights, CocoConfig)
-    names = run.get("classes", CLASS_NAMES)
+    config, run = common.recall(weights, CocoConfig, args.model)
+    names = run.get("classes") or class_names(args.model)
+    config.NUM_CLASSES = len(names)
     config.override(["IMAGES_PER_GPU=1", f"DETECTION_MIN_CONFIDENCE={args.min_confidence}"])
     config.validate(num_classes=len(names))
     model = common.build("inference", config, args, weights)

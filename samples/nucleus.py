@@ -172,7 +172,7 @@ def main() -> None:
     args = arguments.parse_intermixed_args()
 
     weights = common.find_weights(args.model, args.logs, NucleusConfig.NAME)
-    config, run = common.recall(weights, NucleusScratchConfig if args.model == "none" else NucleusConfig)
+    config, run = common.recall(weights, NucleusScratchConfig if args.model == "none" else NucleusConfig, args.model)
     common.fill(args, run, optimizer="adamw" if args.model == "none" else "sgd")
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,13 +124,18 @@ def test_nucleus_best_score_keeps_a_shared_pixel(samples):
     assert nucleus.encode_masks(np.zeros((1, 3, 0), bool), np.zeros(0)) == [""]
 
 
-def test_balloon_train_and_splash(run, tmp_path, capsys):
+def write_balloons(folder):
+    """One image in train and one in val, with VIA's annotations."""
     regions = {"0": {"shape_attributes": {"name": "polygon", "all_points_x": [10, 50, 50, 10],
                                           "all_points_y": [8, 8, 40, 40]}, "region_attributes": {}}}
     for subset in ("train", "val"):
-        draw(tmp_path / "data" / subset / "a.png", 1)
-        (tmp_path / "data" / subset / "via_region_data.json").write_text(json.dumps(
+        draw(folder / subset / "a.png", 1)
+        (folder / subset / "via_region_data.json").write_text(json.dumps(
             {"a.png1": {"filename": "a.png", "size": 1, "regions": regions, "file_attributes": {}}}))
+
+
+def test_balloon_train_and_splash(run, tmp_path, capsys):
+    write_balloons(tmp_path / "data")
     logs = f"--logs={tmp_path / 'logs'}"
     run("balloon", "train", f"--dataset={tmp_path / 'data'}", "--model=none", "--epochs=1", logs, *TINY)
     run("balloon", "splash", "--model=last", f"--image={tmp_path / 'data' / 'val' / 'a.png'}", logs)
@@ -174,6 +181,93 @@ def test_video_without_its_packages_says_what_to_install(samples, monkeypatch, t
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(SystemExit, match=r"kmrcnn\[video\]"):
         common.video_reader(tmp_path / "a.mp4")
+
+
+@pytest.fixture
+def published(samples, monkeypatch, tmp_path):
+    """published(classes, **facts) puts a tiny file of so many classes, called "tiny", into the catalogue."""
+    import common
+    from coco import CocoConfig
+
+    from kmrcnn import MaskRCNN
+    from kmrcnn.importers import catalogue
+
+    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "weights")
+
+    def add(classes: int, **facts) -> None:
+        config = CocoConfig()
+        config.override([*TINY, f"NUM_CLASSES={classes}", "DETECTION_MIN_CONFIDENCE=0"])
+        (tmp_path / "weights").mkdir()
+        MaskRCNN("inference", config, tmp_path).save_weights(tmp_path / "weights" / "tiny.h5")
+        keys = [item.partition("=")[0] for item in TINY]
+        values = {"name": "tiny", "file": "tiny.h5", "kind": "detector", "url": None, "config": {
+            "NUM_CLASSES": classes, **{key: getattr(config, key) for key in keys}}, **facts}
+        entry = replace(catalogue.find("coco"), **values)
+        monkeypatch.setattr(catalogue, "files", lambda: {"tiny": entry})
+
+    return add
+
+
+@pytest.mark.parametrize("classes, kept", [(81, 81), (91, 81), (4, 4)])
+def test_demo_takes_the_name_of_a_published_file(run, published, tmp_path, monkeypatch, classes, kept):
+    import common
+
+    published(classes)
+    models = []
+    build = common.build
+    monkeypatch.setattr(common, "build", lambda *arguments: models.append(build(*arguments)) or models[0])
+    draw(tmp_path / "a.png", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing may be left at random
+        run("demo", tmp_path / "a.png", "--model=TINY", f"--out={tmp_path / 'found'}", "--min-confidence=0")
+    assert models[0].config.NUM_CLASSES == kept and models[0].config.BACKBONE == "resnet18"
+    assert (tmp_path / "found" / "a_detections.png").exists()
+
+
+def test_torchvisions_classes_are_taken_by_category_id(samples):
+    import common
+
+    assert len(common.CATEGORY_IDS) == 81
+    assert [common.CATEGORY_IDS[place] for place in (0, 1, 11, 12, 80)] == [0, 1, 11, 13, 90]  # stop sign is 13
+
+
+def test_balloon_starts_from_a_published_file_of_other_classes(run, published, tmp_path):
+    write_balloons(tmp_path / "data")
+    published(81)
+    logs = f"--logs={tmp_path / 'logs'}"
+    run("balloon", "train", f"--dataset={tmp_path / 'data'}", "--model=tiny", "--epochs=1", logs, *TINY)
+    assert len(list((tmp_path / "logs").glob("balloon*/mask_rcnn_balloon_0001.h5"))) == 1
+
+
+def test_imagenet_is_the_classifier_of_the_backbone(samples, published, monkeypatch, tmp_path):
+    import argparse
+
+    import common
+    from coco import CocoConfig
+
+    published(81)
+    config = CocoConfig()
+    config.override(TINY)
+    arguments = argparse.Namespace(model="imagenet", logs=str(tmp_path))
+    with pytest.raises(ValueError, match="BACKBONE=resnet18: no ImageNet weights"):
+        common.build("training", config, arguments, None)
+    monkeypatch.undo()
+    monkeypatch.setattr(common, "WEIGHTS", tmp_path / "none")
+    monkeypatch.setattr("kmrcnn.importers.catalogue.download", _refuse)
+    config.BACKBONE = "resnet50"
+    with pytest.raises(SystemExit, match="keras_resnet50: no network.*fetch https://.*put it at .*none/resnet50"):
+        common.build("training", config, arguments, None)
+
+
+def _refuse(*arguments, **more):
+    from kmrcnn.data.download import DownloadError
+
+    raise DownloadError("no network")
+
+
+def test_an_unknown_name_is_neither_a_file_nor_published(run, tmp_path):
+    with pytest.raises(SystemExit, match="no such file: detectron2_mask_rcnn_R50.*did you mean"):
+        run("demo", tmp_path, "--model=detectron2_mask_rcnn_R50")
 
 
 def test_last_without_a_run_says_so(run, tmp_path):
