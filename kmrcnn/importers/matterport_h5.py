@@ -93,14 +93,14 @@ def read_matterport(filepath: str | os.PathLike, wanted: Collection[WeightKey] |
             last part of its path and its layer the part before.
     """
     with open_hdf5(filepath) as file:
-        preset = file.attrs.get("preset")
+        preset, ignored = file.attrs.get("preset"), []
+        datasets = {path: dataset[()] for path, dataset in _datasets(file, ignored).items()}
     preset = preset.decode() if isinstance(preset, bytes) else preset
-    datasets = read_datasets(filepath)
     if wanted is None:
         wanted = {tuple(re.sub(r"_\d+$", "", part) for part in path.removesuffix(":0").split("/")[-2:])
                   for path in datasets}
     arrays, unexpected = _match(datasets, wanted)
-    return Converted(FORMAT, arrays, unexpected=unexpected, preset=preset)
+    return Converted(FORMAT, arrays, unexpected=unexpected, ignored=ignored, preset=preset)
 
 
 def read_datasets(filepath: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -115,12 +115,17 @@ def dataset_paths(filepath: str | os.PathLike) -> list[str]:
         return list(_datasets(file))
 
 
-def _datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+def _datasets(file: h5py.File, ignored: list[str] | None = None) -> dict[str, h5py.Dataset]:
+    """The weights' datasets by path; the paths of others are added to `ignored`."""
     found = {}
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and not _IGNORED_GROUP.fullmatch(name.split("/")[0]):
+        if not isinstance(item, h5py.Dataset):
+            return
+        if not _IGNORED_GROUP.fullmatch(name.split("/")[0]):
             found[name] = item
+        elif ignored is not None:
+            ignored.append(name)
 
     root = file["model_weights"] if "layer_names" not in file.attrs and "model_weights" in file else file
     root.visititems(visit)
@@ -133,7 +138,7 @@ def _match(datasets: dict[str, np.ndarray], wanted: Collection[WeightKey]) -> tu
     arrays, unexpected = {}, []
     for path, array in datasets.items():
         key = next((key for key in _candidates(path) if key in wanted), None)
-        if key is None:
+        if key is None or key in arrays:
             unexpected.append(path)
         else:
             arrays[key] = array

@@ -3,7 +3,8 @@
 Version 1 of the detectors names single convolutions (`inner_blocks.0.weight`, `mask_fcn1`, `rpn.head.conv`) in files of
 before 2022 and blocks of one convolution (`inner_blocks.0.0.weight`, `mask_head.0.0`, `rpn.head.conv.0.0`) since;
 version 2 adds batch norm to the pyramid and the heads, a convolution to the RPN and four to the box head. Trained on
-RGB images.
+RGB images; Caffe's networks under these names (`resnet50_caffe.pth` of Detectron.pytorch) were not: load these with
+`flip_input=True`.
 """
 
 from __future__ import annotations

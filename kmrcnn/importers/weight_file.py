@@ -21,7 +21,7 @@ from kmrcnn.importers import (
 )
 from kmrcnn.importers.assign import WeightKey
 from kmrcnn.importers.file_kind import file_kind
-from kmrcnn.importers.maps import Converted, Format, convert
+from kmrcnn.importers.maps import Converted, Format, convert, flip_channels
 from kmrcnn.importers.pickles import read_pickle_file
 from kmrcnn.importers.torch_file import read_torch_file
 from kmrcnn.importers.transforms import POOL_SIZE, TensorFile
@@ -63,7 +63,10 @@ def read_weights(filepath: str | os.PathLike, *, wanted: Collection[WeightKey] |
     if kind == "hdf5":
         if keras_imagenet.is_imagenet_file(filepath):
             return keras_imagenet.read_imagenet(filepath, flip_input=flip_input is not False)
-        return matterport_h5.read_matterport(filepath, wanted)
+        found = matterport_h5.read_matterport(filepath, wanted)
+        if flip_input and ("conv1", "kernel") in found.arrays:
+            found.arrays["conv1", "kernel"] = flip_channels(found.arrays["conv1", "kernel"])
+        return found
     content = read_pickle_file(filepath) if kind == "pickle" else read_torch_file(filepath)
     file = open_envelope(content, pool_size)
     return convert(file, recognise(file.tensors, os.fspath(filepath)), flip_input=flip_input)

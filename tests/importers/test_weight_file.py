@@ -80,6 +80,18 @@ def test_stages_that_two_heads_share_must_be_equal():
     assert (found.ignored, found.unexpected) == ([names[2]], [names[3]])
 
 
+def test_matterport_files_list_what_is_no_weight_and_what_comes_twice(tmp_path):
+    with h5py.File(tmp_path / "fork.h5", "w") as file:
+        file["conv1/conv1/kernel:0"] = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+        file["block1/block1/conv/kernel:0"] = file["block2/block2/conv/kernel:0"] = np.ones(2, np.float32)
+        file["anchors/Variable:0"] = file["input_image_meta/x:0"] = np.zeros(1, np.float32)
+    found = read_weights(tmp_path / "fork.h5", flip_input=True)
+    assert set(found.arrays) == {("conv1", "kernel"), ("conv", "kernel")} and found.preset is None
+    assert set(found.ignored) == {"anchors/Variable:0", "input_image_meta/x:0"}
+    assert found.unexpected == ["block2/block2/conv/kernel:0"]
+    np.testing.assert_array_equal(found.arrays["conv1", "kernel"][0, 0, 0], [8, 9, 10, 11])
+
+
 def test_detectron2s_own_numbers_are_ignored():
     tensors = _stem("backbone.bottom_up.stem.conv1.weight", pixel_mean=np.ones(3), pixel_std=np.ones(3))
     tensors |= {"proposal_generator.anchor_generator.cell_anchors.0": np.ones((3, 4)),
