@@ -26,7 +26,7 @@ def _model(architecture, norm=None, **keywords) -> keras.Model:
 @pytest.mark.parametrize(("row", "keywords"), [
     (Architecture((2, 1, 1, 1)), {}),
     (Architecture((1, 1, 1, 1), is_bottleneck=False), TORCH),
-    (Architecture((1, 2, 1, 1), groups=8, width_per_group=4), {**TORCH, "last_stage": 4}),
+    (Architecture((1, 2, 1, 1), groups=8, width_per_group=4), {**TORCH, "last_stage": 3}),
     (Architecture((1, 1, 1, 1), width_per_group=128), {"use_bias": False, "last_stage": 3}),
     (Architecture((1, 1, 1, 1), groups=2, width_per_group=24), {"pool_padding": "symmetric", "last_stage": 3}),
 ], ids=["as Matterport", "basic blocks", "ResNeXt", "wide", "ResNeXt, stride in the 1x1"])
@@ -104,10 +104,10 @@ def test_resnet50_has_torchvisions_arrays():
 
 @pytest.mark.once
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "file", "prefix"), [
-    ("resnext101_32x8d", "c2_imagenet_X-101-32x8d", ""), ("resnext152_32x8d", "c2_e2e_mask_rcnn_X-152-32x8d-FPN", ""),
+@pytest.mark.parametrize(("name", "file"), [
+    ("resnext101_32x8d", "c2_imagenet_X-101-32x8d"), ("resnext152_32x8d", "c2_e2e_mask_rcnn_X-152-32x8d-FPN"),
 ])
-def test_resnext_has_detectrons_convolutions(name, file, prefix):
+def test_resnext_has_detectrons_convolutions(name, file):
     expected = {}
     for key, shape in _keys(file).items():
         parts = key.split("_")
