@@ -43,7 +43,9 @@ def bin_taps(start: Any, size: Any, extent: Any, bins: int, sampling_ratio: int,
     if sampling_ratio:
         samples = _constant(float(slots))
     else:
-        samples = ops.clip(ops.ceil(size / bins), 0.0, float(slots))
+        # ceil(size / bins): compilers multiply by 1 / bins instead, which is wrong by one where the division is exact.
+        samples = ops.floor(size / bins)
+        samples = ops.clip(samples + ops.cast(samples * bins < size, "float32"), 0.0, float(slots))
     divisor = ops.maximum(samples, ops.ones_like(samples))
     first = _constant(np.arange(bins))[None, :, None] * (size / bins)
     positions = start + first + (number + 0.5) * (size / bins / divisor)
