@@ -28,6 +28,7 @@ _KERAS1 = re.compile(r"(?P<layer>\w+?)_(?P<kind>W|b|gamma|beta|running_mean|runn
 _APPLICATIONS = re.compile(r"conv(?P<stage>\d)_block(?P<block>\d+)_(?P<conv>\d)_(?P<type>conv|bn)/"
                            r"(?P<kind>kernel|bias|gamma|beta|moving_mean|moving_variance)(_\d+)?$")
 _APPLICATIONS_STEM = re.compile(r"(?P<layer>conv1_conv|conv1_bn)/(?P<kind>\w+?)(_\d+)?$")
+_CLASSIFIER = re.compile(r"(fc1000|predictions)\b.*")  # of files "with top"
 _BRANCH = {"0": "branch1", "1": "branch2a", "2": "branch2b", "3": "branch2c"}
 
 
@@ -51,7 +52,7 @@ def load_imagenet_weights(model: keras.Model, filepath: str | os.PathLike, *,
     """
     found = read_imagenet(filepath, flip_input=flip_input)
     return assign_weights(model, found.arrays, source=os.fspath(filepath), strict=False,
-                          exclude=exclude or (), unexpected=found.unexpected)
+                          exclude=exclude or (), unexpected=found.unexpected, ignored=found.ignored)
 
 
 def read_imagenet(filepath: str | os.PathLike, *, flip_input: bool = True) -> Converted:
@@ -59,7 +60,9 @@ def read_imagenet(filepath: str | os.PathLike, *, flip_input: bool = True) -> Co
     found = Converted(FORMAT, {})
     for path, array in read_datasets(filepath).items():
         key = weight_key(path)
-        if key is None:
+        if _CLASSIFIER.match(path):
+            found.ignored.append(path)
+        elif key is None:
             found.unexpected.append(path)
         else:
             found.arrays[key] = flip_channels(array) if flip_input and key == ("conv1", "kernel") else array

@@ -68,6 +68,18 @@ def test_both_namings_load_with_rgb_input(tmp_path, naming):
     np.testing.assert_array_equal(model.get_layer("conv1").get_weights()[0], arrays["conv1/kernel"])
 
 
+@pytest.mark.parametrize(("naming", "top"), [(_keras1, "fc1000/fc1000_W:0"), (_applications, "predictions/kernel:0")])
+def test_the_classifier_of_a_whole_network_is_ignored(tmp_path, naming, top):
+    from kmrcnn.importers.load import load_into
+
+    with h5py.File(tmp_path / "with_top.h5", "w") as file:
+        for name, array in _arrays().items():
+            file[naming(name)] = array
+        file[top] = np.zeros((4, 1000))
+    report = load_into(_backbone(), tmp_path / "with_top.h5")
+    assert report.ignored == (top,) and len(report.loaded) == 12 and not report.unexpected
+
+
 def test_other_channel_counts_need_conv1_excluded(tmp_path):
     path = tmp_path / "imagenet.h5"
     with h5py.File(path, "w") as file:
