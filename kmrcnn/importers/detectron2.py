@@ -47,6 +47,8 @@ def _body(prefix: str) -> tuple[Row, ...]:
 
 def _scores(rows: np.ndarray, file: TensorFile) -> np.ndarray:
     """One row an anchor, the sizes of a ratio side by side."""
+    if len(rows) % _RATIOS:
+        return rows  # one size of other ratios
     sizes = len(rows) // _RATIOS
     return np.swapaxes(rows.reshape(sizes, _RATIOS, *rows.shape[1:]), 0, 1).reshape(rows.shape)
 

@@ -110,6 +110,13 @@ def _anchors_of_detectron2(sizes: int) -> list[str]:
     return [f"size {size} ratio {ratio}" for size in range(sizes) for ratio in range(3)]
 
 
+def test_detectron2s_anchors_of_one_size_stay_in_order():
+    for count in (2, 3, 5):
+        scores = np.arange(count, dtype=np.float32)
+        found = convert(TensorFile({"proposal_generator.rpn_head.objectness_logits.bias": scores}), detectron2.FORMAT)
+        np.testing.assert_array_equal(found.arrays["rpn_class_raw", "bias"], scores)
+
+
 def test_detectron2_counts_ratios_first():
     sizes, names = 5, _anchors_of_detectron2(5)
     ours = [f"size {size} ratio {ratio}" for ratio in range(3) for size in range(sizes)]
