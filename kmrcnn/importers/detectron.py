@@ -1,6 +1,7 @@
 """Files of Detectron (Caffe2 `.pkl`): its model zoo with FPN or C4, GN, ResNeXt, and its ImageNet networks.
 
-Batch norm is folded into scale and bias. Trained on BGR images. Files also hold what training left behind: momenta,
+Batch norm is folded into scale and bias, but not in the ImageNet networks that detectron2 publishes in these names.
+Trained on BGR images. Files also hold what training left behind: momenta,
 the learning rate, ImageNet's classifier, and biases of convolutions whose bias is the batch norm's.
 """
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from kmrcnn.importers.maps import CAFFE2, Format, Row
 from kmrcnn.importers.transforms import (
+    BATCH_NORM,
     CONV,
     DECONV,
     DENSE,
@@ -36,13 +38,16 @@ def _pyramid(file: str, layer: str) -> tuple[Row, ...]:
     return Row(file, layer, CONV), Row(f"{file}_gn", f"{layer}_norm", SCALE)
 
 
+_IGNORED = (r".*_momentum", r"lr", r"weight_order", r"(fc1000|pred)_[wb]")
+_ZEROS = (r"conv1_b", r"res\d_\d+_branch(1|2[abc])_b")
+
 FORMAT = Format(
     name="detectron_file",
     sign=r"conv1_w|res\d_\d+_branch2a_w|fpn_inner_res\d_",
     endings=CAFFE2,
     bgr=True,
-    ignored=(r".*_momentum", r"lr", r"weight_order", r"(fc1000|pred)_[wb]"),
-    zeros=(r"conv1_b", r"res\d_\d+_branch(1|2[abc])_b"),
+    ignored=_IGNORED,
+    zeros=_ZEROS,
     rows=(
         Row("conv1", "conv1", {"kernel": CONV["kernel"]}),
         Row("res_conv1_bn", "bn_conv1", SCALE, folded=True),
@@ -73,3 +78,25 @@ FORMAT = Format(
         Row("mask_fcn_logits", "mrcnn_mask", CONV),
     ),
 )
+
+
+def _classifier(scale: str, bias: str, mean: str, variance: str) -> Format:
+    """ImageNet networks whose batch norm still has its statistics, by the endings of its four arrays."""
+    return Format(
+        name=FORMAT.name,
+        sign=rf"res(_conv1|\d_\d+_branch2a)_bn{mean}$",
+        endings={**CAFFE2, "gamma": scale, "beta": bias, "moving_mean": mean, "moving_variance": variance},
+        bgr=True,
+        ignored=_IGNORED,
+        zeros=_ZEROS,
+        rows=(
+            Row("conv1", "conv1", {"kernel": CONV["kernel"]}),
+            Row("res_conv1_bn", "bn_conv1", BATCH_NORM),
+            Row("res{stage}_{block}_branch{branch}", "res{stage}{block}_branch{branch}", {"kernel": CONV["kernel"]}),
+            Row("res{stage}_{block}_branch{branch}_bn", "bn{stage}{block}_branch{branch}", BATCH_NORM),
+        ),
+    )
+
+
+# The two ways that detectron2's own reader of such files knows.
+CLASSIFIERS = (_classifier("_gamma", "_beta", "_running_mean", "_running_var"), _classifier("_s", "_b", "_rm", "_riv"))

@@ -29,6 +29,7 @@ from kmrcnn.importers.transforms import POOL_SIZE, TensorFile
 # In the order in which they are tried: names of one may occur in another's files.
 FORMATS: tuple[Format, ...] = (
     pytorch_mask_rcnn.FORMAT,
+    *detectron.CLASSIFIERS,
     detectron.FORMAT,
     *detectron_pytorch.FORMATS,
     *maskrcnn_benchmark.FORMATS,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import pickle
 import re
 import socket
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kmrcnn import Config
@@ -114,6 +116,24 @@ def test_imagenet_fits_the_backbone(values, expected):
 def test_imagenet_without_a_file_says_what_there_is():
     with pytest.raises(ValueError, match="BACKBONE=resnet18: no ImageNet weights.*resnet101, resnet152, resnet50"):
         catalogue.imagenet(Config.from_dict({"BACKBONE": "resnet18"}))
+
+
+@pytest.mark.parametrize("endings", [("gamma", "beta", "running_mean", "running_var"), ("s", "b", "rm", "riv")])
+def test_detectron2s_classifiers_keep_the_statistics_of_their_batch_norm(tmp_path, endings):
+    rng = np.random.default_rng(0)
+    norm = {f"{layer}_bn_{ending}": rng.random(64, np.float32)
+            for layer in ("res_conv1", "res2_0_branch1", "res2_0_branch2a") for ending in endings}
+    arrays = {"conv1_w": rng.random((64, 3, 7, 7), np.float32), "fc1000_w": np.ones((10, 4), np.float32),
+              "res2_0_branch2a_w": rng.random((64, 64, 1, 1), np.float32), **norm}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    found = weight_file.read_weights(tmp_path / "R-50.pkl")
+    assert found.format == catalogue.find("detectron2_imagenet_R-50").format and not found.unexpected
+    np.testing.assert_array_equal(found.arrays["conv1", "kernel"], arrays["conv1_w"].transpose(2, 3, 1, 0)[:, :, ::-1])
+    for layer, name in (("bn_conv1", "res_conv1"), ("bn2a_branch1", "res2_0_branch1"),
+                        ("bn2a_branch2a", "res2_0_branch2a")):
+        for kind, ending in zip(("gamma", "beta", "moving_mean", "moving_variance"), endings, strict=True):
+            np.testing.assert_array_equal(found.arrays[layer, kind], norm[f"{name}_bn_{ending}"])
+    assert len(found.arrays) == 2 + len(norm)
 
 
 @pytest.fixture
