@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -18,33 +20,38 @@ def spread(logits: np.ndarray, bias: np.ndarray, deviation: float) -> tuple[floa
 
 
 def assert_same_detections(ours: dict, reference: dict, min_confidence: float, nms_iou: float, limit: int,
-                           tolerance: float = 1e-4) -> int:
-    """Same boxes to 0.05 px, scores to `tolerance`, masks to an IoU of 0.99; returns how many are equal.
+                           pasted_edges: Callable[[np.ndarray], np.ndarray], tolerance: float = 1e-4) -> None:
+    """Same boxes to 0.05 px, scores to `tolerance`, masks to an IoU of 0.99, but for what hangs on rounding.
 
-    Only a detection that hangs on rounding may be in one list alone: its score is within `tolerance` of the threshold
-    or, of a full list, of the last one's; or its IoU with a better one of its class is so close to the NMS threshold.
+    Only these may be in one list alone: a detection whose score is within `tolerance` of the threshold or, of a full
+    list, of the last one's; or whose IoU with one of its class is so close to the NMS threshold. Only such a mask may
+    differ that has been pasted into a box with an edge within 0.005 px of the next whole pixel. Of all detections 98%
+    must be the same without exception.
 
     Args:
         ours, reference: boxes (N, 4) float pixels, class_ids (N,), scores (N,), masks [H, W, N].
         min_confidence, nms_iou, limit: what the detections were chosen by.
+        pasted_edges: box (4,) -> its edges before they are cut to whole pixels for pasting.
     """
     rich = len(reference["scores"]) >= 20 and len(set(reference["class_ids"].tolist())) >= 5
     assert rich, f"the reference finds only {len(reference['scores'])} objects; the comparison would show nothing"
-    partners = _pair(ours, reference)
+    partners, same = _pair(ours, reference), 0
     for mine, theirs in partners:
         offset = np.abs(ours["boxes"][mine] - reference["boxes"][theirs]).max()
         assert offset <= 0.05, f"box {theirs}: {offset} px"
         gap = abs(ours["scores"][mine] - reference["scores"][theirs])
         assert gap <= tolerance, f"score {theirs}: {gap}"
         iou = mask_iou(ours["masks"][..., mine], reference["masks"][..., theirs])
-        assert iou >= 0.99, f"mask {theirs}: IoU {iou}"
+        edges = pasted_edges(reference["boxes"][theirs])
+        assert iou >= 0.99 or np.abs(edges - np.round(edges)).min() < 0.005, f"mask {theirs}: IoU {iou}"
+        same += iou >= 0.99
     alone = ((ours, {mine for mine, _ in partners}), (reference, {theirs for _, theirs in partners}))
     for found, paired in alone:
         for row in set(range(len(found["scores"]))) - paired:
             assert _hangs_on_rounding(found, row, ours, reference, min_confidence, nms_iou, limit, tolerance), (
                 f"detection {row}: class {found['class_ids'][row]}, score {found['scores'][row]}, "
                 f"box {found['boxes'][row]} is in one list only")
-    return len(partners)
+    assert same >= 0.98 * len(reference["scores"])
 
 
 def _pair(ours: dict, reference: dict) -> list[tuple[int, int]]:

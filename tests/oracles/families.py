@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.oracles import names
+from tests.oracles import anchors, names
 from tests.oracles.checkpoints import (
     Blobs,
     Datasets,
@@ -67,7 +67,7 @@ class Family:
     definition: its network. write: (path, arrays) -> path. suffix: of the file. keys: its list among the published
     ones, if there is one. parts: "backbone" for a classifier. colours: "bgr" where the file expects them so.
     extras: further keys and shapes that the file has. copies: (from, to) prefixes of tensors that are stored twice.
-    store: how the file names and lays out tensors.
+    store: how the file names and lays out tensors. cell_anchors: of `tests.oracles.anchors`.
     """
 
     definition: Definition
@@ -78,6 +78,7 @@ class Family:
     colours: str = "bgr"
     extras: dict | None = None
     copies: tuple[str, str] | None = None
+    cell_anchors: Callable = anchors.detectron
     store: type[Tensors] = Tensors
     tracked: bool = False
 
@@ -105,8 +106,10 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "matterport": Family(_MATTERPORT, write_keras2_h5, ".h5", colours="rgb", store=Datasets),
-    "pytorch_mask_rcnn": Family(replace(_MATTERPORT, names=names.PYTORCH_MASK_RCNN), write_torch, colours="rgb"),
+    "matterport": Family(_MATTERPORT, write_keras2_h5, ".h5", colours="rgb", store=Datasets,
+                         cell_anchors=anchors.matterport),
+    "pytorch_mask_rcnn": Family(replace(_MATTERPORT, names=names.PYTORCH_MASK_RCNN), write_torch, colours="rgb",
+                                cell_anchors=anchors.matterport),
     "detectron_fpn": Family(_DETECTRON, _detectron_model, ".pkl", "c2_e2e_mask_rcnn_R-50-FPN", extras=_SOLVER,
                             store=Blobs),
     "detectron_c4": Family(replace(_DETECTRON, names=names.DETECTRON_C4, **_C4), _detectron_model, ".pkl",
@@ -127,12 +130,12 @@ FAMILIES: dict[str, Family] = {
         replace(_BENCHMARK_GN, names=names.BENCHMARK_XCONV, box_convs=4, fc_norm=None), _benchmark,
         keys="mb_mask_rcnn_R_50_FPN_Xconv1fc_gn", extras=_ANCHORS),
     "detectron2_fpn": Family(
-        _DETECTRON2, write_pickle3, ".pkl",
+        _DETECTRON2, write_pickle3, ".pkl", cell_anchors=anchors.detectron2,
         extras={f"proposal_generator.anchor_generator.cell_anchors.{level}": (3, 4) for level in range(5)}),
     "detectron2_c4": Family(
         replace(_DETECTRON2, names=names.DETECTRON2_C4, **_C4), write_pickle3, ".pkl",
-        extras={"proposal_generator.anchor_generator.cell_anchors.0": (15, 4)}),
-    "liangheming": Family(_LIANGHEMING, _liangheming, colours="rgb", tracked=True),
+        extras={"proposal_generator.anchor_generator.cell_anchors.0": (15, 4)}, cell_anchors=anchors.detectron2),
+    "liangheming": Family(_LIANGHEMING, _liangheming, colours="rgb", tracked=True, cell_anchors=anchors.liangheming),
 }
 
 LONG_FAMILIES: dict[str, Family] = {

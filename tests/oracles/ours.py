@@ -65,7 +65,7 @@ def run(model: MaskRCNN, image: np.ndarray, layers: list[str],
                               np.zeros(model.config.NUM_CLASSES))
     results = keras.Model(graph.input, outputs)({"input_image": image[None].astype(np.float32),
                                                  "input_image_meta": meta[None].astype(np.float32)})
-    return {name: keras.ops.convert_to_numpy(value) for name, value in results.items()}
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, results)
 
 
 def _tensor(graph: keras.Model, name: str):

@@ -41,17 +41,16 @@ def test_matterport(photographs, tmp_path):
                          DETECTION_MAX_INSTANCES=100, DETECTION_MIN_CONFIDENCE=0.7)
     for image, found in zip(photographs, model.detect(photographs), strict=True):
         expected = pipeline.detect(image)
-        same = assert_same_detections(found, expected, 0.7, 0.3, 100)
-        assert same >= 0.95 * len(expected["scores"])
+        assert_same_detections(found, expected, 0.7, 0.3, 100, pasted_edges=lambda box: box + 0.5)
 
 
 def test_torchvision(photographs, torchvision, tmp_path):
     reference = torchvision_models.detector(
-        torchvision, "mask_v1", min_size=320, max_size=533, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=200)
+        torchvision, "mask_v1", min_size=240, max_size=400, rpn_pre_nms_top_n_test=500, rpn_post_nms_top_n_test=150)
     calibrate(reference, photographs[:2])
     path = torchvision_models.write(tmp_path / "torchvision.pth", reference, old_names=True)
-    model, _ = ours.load("torchvision_maskrcnn_resnet50_fpn", path, tmp_path, IMAGE_MIN_DIM=320, IMAGE_MAX_DIM=533,
-                         PRE_NMS_LIMIT_INFERENCE=500, POST_NMS_ROIS_INFERENCE=200, DETECTION_MAX_INSTANCES=100,
+    model, _ = ours.load("torchvision_maskrcnn_resnet50_fpn", path, tmp_path, IMAGE_MIN_DIM=240, IMAGE_MAX_DIM=400,
+                         PRE_NMS_LIMIT_INFERENCE=500, POST_NMS_ROIS_INFERENCE=150, DETECTION_MAX_INSTANCES=100,
                          DETECTION_MIN_CONFIDENCE=0.05)
     for image, found in zip(photographs, model.detect(photographs), strict=True):
         with torch.no_grad():
@@ -59,8 +58,13 @@ def test_torchvision(photographs, torchvision, tmp_path):
         expected = {"boxes": expected["boxes"].numpy()[:, [1, 0, 3, 2]], "class_ids": expected["labels"].numpy(),
                     "scores": expected["scores"].numpy(),
                     "masks": expected["masks"][:, 0].permute(1, 2, 0).numpy() > 0.5}
-        same = assert_same_detections(found, expected, 0.05, 0.5, 100)
-        assert same >= 0.95 * len(expected["scores"])
+        assert_same_detections(found, expected, 0.05, 0.5, 100, pasted_edges=enlarged)
+
+
+def enlarged(box: np.ndarray) -> np.ndarray:
+    """torchvision pastes a mask with a ring of zeros: the box of 30 cells instead of 28."""
+    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * 30 / 28
+    return np.concatenate([middle - half, middle + half])
 
 
 def tensor_of(image: np.ndarray):
@@ -75,6 +79,6 @@ def calibrate(model, images) -> None:
     for image in images:
         model([tensor_of(image)])
     hook.remove()
-    factor, bias = spread(torch.cat(seen).numpy(), predictor.bias.numpy(), 4.0)
+    factor, bias = spread(torch.cat(seen).numpy(), predictor.bias.numpy(), 3.0)
     predictor.weight.mul_(factor)
     predictor.bias.copy_(torch.from_numpy(bias))
