@@ -67,9 +67,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "detectron2": {
         **_FEATURE_PYRAMID_NETWORKS, "MEAN_PIXEL": _IMAGENET["MEAN_PIXEL"], "STRIDE_IN_1X1": True,
-        "POST_NMS_ROIS_TRAINING": 1000, "ROI_ALIGN_MODE": "aligned", "ROI_ALIGN_SAMPLING_RATIO": 0,
-        "IMAGE_INTERPOLATION": "antialias", "PASTE_RULE": "detectron2", "RPN_BBOX_LOSS_BETA": 0.0,
-        "BBOX_LOSS_BETA": 0.0,
+        "POST_NMS_ROIS_TRAINING": 1000, "RPN_MIN_SIZE": 1e-6, "IMAGE_SIZE_ROUNDING": "half_up",
+        "IMAGE_INTERPOLATION": "antialias", "ROI_ALIGN_MODE": "aligned", "ROI_ALIGN_SAMPLING_RATIO": 0,
+        "PASTE_RULE": "detectron2", "RPN_BBOX_LOSS_BETA": 0.0, "BBOX_LOSS_BETA": 0.0,
     },
     "maskrcnn_benchmark": {
         **_FEATURE_PYRAMID_NETWORKS, **_CAFFE, **_INCLUSIVE, "IMAGE_SIZE_ROUNDING": "short_side",
@@ -158,7 +158,7 @@ class Config:
 
     # --- images and masks
     IMAGE_RESIZE_MODE = "square"  # "none", "square", "pad64", "crop", "shortest"
-    IMAGE_SIZE_ROUNDING = "round"  # of the sides in mode "shortest": also "floor", "short_side"
+    IMAGE_SIZE_ROUNDING = "round"  # of the sides in mode "shortest": also "half_up", "floor", "short_side"
     IMAGE_INTERPOLATION = "uint8"  # bilinear; "float": not rounded to whole grey levels, "antialias": Pillow's
     IMAGE_MIN_DIM = 800
     IMAGE_MAX_DIM = 1024

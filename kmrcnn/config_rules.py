@@ -167,7 +167,7 @@ RULES: dict[str, Rule] = {
     "LOSS_WEIGHTS": _loss_weights,
     "IMAGE_SHAPES": _optional(_image_shapes),
     "IMAGE_RESIZE_MODE": _choice("none", "square", "pad64", "crop", "shortest"),
-    "IMAGE_SIZE_ROUNDING": _choice("round", "floor", "short_side"),
+    "IMAGE_SIZE_ROUNDING": _choice("round", "half_up", "floor", "short_side"),
     "IMAGE_INTERPOLATION": _choice("uint8", "float", "antialias"),
     "NORM": _choice("bn", "gn", "frozen_bn"),
     "FPN_NORM": _choice(None, "bn", "gn"),

@@ -320,7 +320,9 @@ class MaskRCNN:
         Dtypes and shapes as in `detect`.
         """
         masks = mrcnn_mask[np.arange(len(detections)), :, :, detections[:, 4].astype(np.int64)]
-        result = unmold(detections, masks, original_image_shape, image_shape, window)
+        config = self.config
+        result = unmold(detections, masks, original_image_shape, image_shape, window, box_offset=config.BOX_OFFSET,
+                        inclusive=config.INCLUSIVE_BOXES, paste_rule=config.PASTE_RULE)
         return result["rois"], result["class_ids"], result["scores"], result["masks"]
 
     def detect(self, images: Sequence[np.ndarray], verbose: int = 0) -> list[Result]:
@@ -356,7 +358,8 @@ class MaskRCNN:
         if shape not in self._anchor_cache:
             self.anchors = generate_pyramid_anchors(
                 config.RPN_ANCHOR_SCALES, config.RPN_ANCHOR_RATIOS, compute_backbone_shapes(config, shape),
-                config.BACKBONE_STRIDES, config.RPN_ANCHOR_STRIDE)
+                config.BACKBONE_STRIDES, config.RPN_ANCHOR_STRIDE, rounding=config.RPN_ANCHOR_ROUNDING,
+                offset=config.RPN_ANCHOR_OFFSET)
             self._anchor_cache[shape] = norm_boxes(self.anchors, shape[:2])
         return self._anchor_cache[shape]
 

@@ -199,7 +199,8 @@ def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int) -> tup
             found = model.detect(list(images.values()), verbose=0) if images else []
             seconds += time.perf_counter() - start
             for image_id, row in zip(images, found, strict=True):
-                results += build_coco_results(dataset, [_image_id(dataset, image_id)], row["rois"], row["class_ids"],
+                boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
+                results += build_coco_results(dataset, [_image_id(dataset, image_id)], boxes, row["class_ids"],
                                               row["scores"], row["masks"])
             progress.update(len(part))
     return results, skipped, seconds
