@@ -15,6 +15,7 @@ set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 TORCH="torch==2.13.0"
+TORCHVISION="torchvision==0.28.0"
 TORCH_INDEX="https://download.pytorch.org/whl"
 
 say() { printf '\n== %s\n' "$*"; }
@@ -83,6 +84,8 @@ run_tests() {
     install_torch
     say "Installing kmrcnn, $tensorflow, jax and keras-cv"
     install --editable "$ROOT[test,jax,kerascv$(cuda_extra)]" "$tensorflow"
+    # What the tests compare with. Its Python code is enough, and without its dependencies no other torch is fetched.
+    install --no-deps "$TORCHVISION"
     report_device
     cd "$ROOT"
     say "ruff check"
