@@ -148,14 +148,13 @@ def crop_and_resize(feature: torch.Tensor, box: np.ndarray, size: int) -> torch.
 
 
 def _sampling(low: float, high: float, count: int, size: int) -> torch.Tensor:
-    matrix = torch.zeros(count, size)
-    for i in range(count):
-        position = float(low * (size - 1) + i * (high - low) * (size - 1) / (count - 1))
-        if 0 <= position <= size - 1:
-            cell = min(int(position), max(size - 2, 0))
-            matrix[i, cell] += 1 - (position - cell)
-            matrix[i, min(cell + 1, size - 1)] += position - cell
-    return matrix
+    position = low * (size - 1) + torch.arange(count) * ((high - low) * (size - 1) / (count - 1))
+    inside = ((position >= 0) & (position <= size - 1)).float()[:, None]
+    position = position.clamp(0, size - 1)[:, None]
+    cell = position.long().clamp(max=max(size - 2, 0))
+    upper = position - cell
+    matrix = torch.zeros(count, size).scatter_add_(1, cell, inside * (1 - upper))
+    return matrix.scatter_add_(1, (cell + 1).clamp(max=size - 1), inside * upper)
 
 
 def _paste(mask: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -98,16 +98,13 @@ def averaging(low: float, high: float, bins: int, size: int, sampling: int, alig
     low, high = torch.tensor(low) - offset, torch.tensor(high) - offset
     length = high - low if aligned else (high - low).clamp(min=1.0)
     count = sampling if sampling > 0 else int(torch.ceil(length / bins))
-    matrix = torch.zeros(bins, size)
-    for i in range(bins):
-        for j in range(count):
-            position = low + length / bins * (i + (j + 0.5) / count)
-            if -1.0 <= position <= size:
-                position = float(position.clamp(0, size - 1))
-                cell = min(int(position), max(size - 2, 0))
-                matrix[i, cell] += (1 - (position - cell)) / count
-                matrix[i, min(cell + 1, size - 1)] += (position - cell) / count
-    return matrix
+    position = low + length / bins * (torch.arange(bins)[:, None] + (torch.arange(count) + 0.5) / count)
+    weight = ((position >= -1) & (position <= size)) / count
+    position = position.clamp(0, size - 1)
+    cell = position.long().clamp(max=max(size - 2, 0))
+    upper = position - cell
+    matrix = torch.zeros(bins, size).scatter_add_(1, cell, weight * (1 - upper))
+    return matrix.scatter_add_(1, (cell + 1).clamp(max=size - 1), weight * upper)
 
 
 def _used(matrix: torch.Tensor) -> tuple[int, int]:
