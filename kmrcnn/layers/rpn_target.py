@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import keras
-from keras import KerasTensor, ops
+from keras import KerasTensor
 
 from kmrcnn.layers.frames import BoxLayer
-from kmrcnn.layers.targets import RPN_NEGATIVES, RPN_POSITIVES, candidates, pack, signed_iou
-from kmrcnn.ops import encode_boxes
-from kmrcnn.ops.matching import claim_limits, is_claimed, matched_rows
+from kmrcnn.ops.rpn_targets import rpn_targets
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -59,39 +57,16 @@ class RPNTargetLayer(BoxLayer):
         return int(self.anchors_per_image * self.positive_ratio)
 
     def call(self, anchors, gt_class_ids, gt_boxes, seed, frame=None):
-        iou = signed_iou(gt_class_ids, gt_boxes, anchors[None])
-        limits = claim_limits(iou, -1.0 if self.compat else 0.0, gt_class_ids > 0)
-        positives, negatives = candidates(iou, self.negative_iou, self.positive_iou, is_claimed(iou, limits))
-        if self.straddle is not None:
-            inside = self._inside(anchors, frame)
-            positives, negatives = ops.logical_and(positives, inside), ops.logical_and(negatives, inside)
-        size = self.anchors_per_image
-        index, is_positive, is_used = pack(positives, negatives, self.max_positives, size, lambda drawn: size - drawn,
-                                           seed, (RPN_POSITIVES, RPN_NEGATIVES))
-        match = ops.where(is_positive, 1, ops.where(is_used, -1, 0))
-        deltas = self._deltas(anchors, gt_boxes, self._matched(iou, limits, index), index)
-        return index, ops.cast(match, "int32"), ops.where(is_positive[..., None], deltas, ops.zeros_like(deltas))
-
-    def _inside(self, anchors, frame):
-        """(B, A) bool: anchors that reach beyond the frame by no more than `straddle`."""
         self._check_frame(frame)
-        frame = ops.cast(frame, "float32")[:, None]
-        start = ops.all(anchors[None, :, :2] >= frame[..., :2] - self.straddle, axis=-1)
-        end = ops.all(anchors[None, :, 2:] <= frame[..., 2:] + self.straddle, axis=-1)
-        return ops.logical_and(start, end)
+        return rpn_targets(
+            anchors, gt_class_ids, gt_boxes, seed, frame, size=self.anchors_per_image,
+            max_positives=self.max_positives, positive_iou=self.positive_iou, negative_iou=self.negative_iou,
+            weights=tuple(1.0 / s for s in self.bbox_std_dev), compat=self.compat, reassign=self.reassign,
+            straddle=self.straddle)
 
     def _check_frame(self, frame) -> None:
         if self.straddle is not None and frame is None:
             raise ValueError(f"straddle={self.straddle} needs the frame of each image in the call")
-
-    def _matched(self, iou, limits, index):
-        """Ground truth of the drawn anchors, (B, S) int32."""
-        drawn = ops.take_along_axis(iou, index[:, None, :] + ops.zeros_like(limits, dtype="int32"), axis=2)
-        return matched_rows(drawn, limits if self.reassign and not self.compat else None)
-
-    def _deltas(self, anchors, gt_boxes, matched, index):
-        gt = ops.take_along_axis(gt_boxes, matched[..., None], axis=1)
-        return encode_boxes(ops.take(anchors, index, axis=0), gt, weights=tuple(1.0 / s for s in self.bbox_std_dev))
 
     def compute_output_spec(self, anchors, gt_class_ids, gt_boxes, seed, frame=None):
         self._check_frame(frame)

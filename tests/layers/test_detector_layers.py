@@ -17,6 +17,7 @@ from kmrcnn.layers import (
     PyramidROIAlign,
     RPNTargetLayer,
 )
+from kmrcnn.ops.roi_targets import proportional_negatives
 from tests.ops.modes import every_mode, run
 from tests.reference import detector as reference
 
@@ -177,10 +178,9 @@ def _check_targets(outputs, rois, ids, boxes, masks, use_mini_mask: bool) -> Non
 @pytest.mark.parametrize(("positives", "negatives"), [
     (1, 2), (2, 4), (3, 6), (10, 20), (33, 67), (50, 101), (65, 131), (66, 134)])
 def test_compat_draws_matterports_number_of_negatives(positives, negatives):
-    layer = DetectionTargetLayer(200, 0.33, compat=True)
     drawn = ops.convert_to_tensor([[positives]], dtype="int32")
-    assert int(ops.convert_to_numpy(layer._negatives_for(drawn))[0, 0]) == negatives
-    assert layer.max_positives == 66
+    assert int(ops.convert_to_numpy(proportional_negatives(drawn, 0.33))[0, 0]) == negatives
+    assert DetectionTargetLayer(200, 0.33, compat=True).max_positives == 66
 
 
 def test_no_ground_truth_gives_background_only():

@@ -1,11 +1,14 @@
-"""What the two target layers share: candidates, and packing a fixed number of positive and negative rows."""
+"""What the targets of anchors and of proposals share: who may be drawn, and a fixed number of drawn rows."""
 
 from __future__ import annotations
 
-from keras import ops
+from collections.abc import Callable
+from typing import Any
 
-from kmrcnn.ops import box_iou, sample_indices
+from kmrcnn.ops.backend import ops
+from kmrcnn.ops.iou import box_iou
 from kmrcnn.ops.matching import label_columns
+from kmrcnn.ops.sampling import sample_indices
 
 # One stream of the sampling hash for every draw of a step.
 RPN_POSITIVES, RPN_NEGATIVES, ROI_POSITIVES, ROI_NEGATIVES = range(4)
@@ -16,7 +19,7 @@ CROWD_IOU = 0.001
 _POSITIVE, _IGNORED, _NEGATIVE = 1, 0, -1
 
 
-def signed_iou(gt_class_ids, gt_boxes, boxes):
+def signed_iou(gt_class_ids: Any, gt_boxes: Any, boxes: Any) -> Any:
     """IoU (B, M, N) in which crowds (class < 0) count negatively and padding (class 0) not at all.
 
     One tensor then answers all questions: its maximum over M is the best IoU with an object, its minimum the
@@ -26,7 +29,7 @@ def signed_iou(gt_class_ids, gt_boxes, boxes):
     return box_iou(gt_boxes, boxes) * sign
 
 
-def candidates(iou, negative_iou: float, positive_iou: float, claimed=None):
+def candidates(iou: Any, negative_iou: float, positive_iou: float, claimed: Any = None) -> tuple[Any, Any]:
     """What may be drawn, positives (B, N) bool and negatives (B, N) bool, given `signed_iou` (B, M, N).
 
     Positive from `positive_iou` on or if `claimed` (B, N); negative below `negative_iou` away from crowds.
@@ -37,12 +40,13 @@ def candidates(iou, negative_iou: float, positive_iou: float, claimed=None):
     return ops.equal(label, _POSITIVE), negatives
 
 
-def row_count(mask):
+def row_count(mask: Any) -> Any:
     """Number of true entries of each row of (B, N): (B,) int32."""
     return ops.sum(ops.cast(mask, "int32"), axis=1)
 
 
-def pack(positives, negatives, max_positives: int, size: int, negative_count, seed, streams):
+def pack(positives: Any, negatives: Any, max_positives: int, size: int, negative_count: Callable[[Any], Any], seed: Any,
+         streams: tuple[int, int]) -> tuple[Any, Any, Any]:
     """Draw positives, then negatives, into `size` rows without gaps.
 
     Args:
@@ -66,3 +70,10 @@ def pack(positives, negatives, max_positives: int, size: int, negative_count, se
     from_negatives = ops.take_along_axis(negative_index, ops.clip(row - drawn, 0, size - 1), axis=1)
     index = ops.where(is_positive, from_positives, from_negatives)
     return ops.where(is_used, index, ops.zeros_like(index)), is_positive, is_used
+
+
+def at_least_one_row(*arrays: Any) -> tuple[Any, ...]:
+    """Arrays (B, N, ...) with a row of zeros, which is padding, where N is 0."""
+    if arrays[0].shape[1] != 0:
+        return arrays
+    return tuple(ops.pad(array, [[0, 0], [0, 1]] + [[0, 0]] * (len(array.shape) - 2)) for array in arrays)
