@@ -17,6 +17,8 @@ from kmrcnn.data.image import compose_image_meta  # noqa: E402
 from kmrcnn.losses import reduce_loss  # noqa: E402
 from tests.oracles import ours, torchvision_models  # noqa: E402
 
+# JAX compiles every operation of the graph for these shapes first.
+pytestmark = [pytest.mark.long] if keras.backend.backend() == "jax" else []
 HEIGHT, WIDTH, CLASSES = 128, 160, 91
 ANCHORS, ROIS = 64, 32
 LOSSES = {"rpn_class_loss": "loss_objectness", "rpn_bbox_loss": "loss_rpn_box_reg",
