@@ -120,6 +120,7 @@ class Config:
     BOX_HEAD_FCS = 2
     BOX_CONV_SIZE = 256
     CLASS_AGNOSTIC_BOXES = False
+    PREDICT_MASKS = True  # False: boxes only, which is Faster R-CNN
     MASK_HEAD_CONVS = 4
     MASK_CONV_SIZE = 256
     NORM = "bn"  # of the backbone: "bn", "gn", or "frozen_bn", whose scale and bias are not trained either

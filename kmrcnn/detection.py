@@ -91,28 +91,31 @@ class Detector:
         }
         with self._lock:
             outputs = self._predict(batch)
-        for image, detections, masks in zip(group, outputs["detections"], outputs["masks"], strict=False):
+        masks_of_images = outputs.get("masks", [None] * len(group))
+        for image, detections, masks in zip(group, outputs["detections"], masks_of_images, strict=False):
             results[image.index] = unmold(detections, masks, image.original_shape, shape, image.window,
                                           box_offset=self._config.BOX_OFFSET, inclusive=self._config.INCLUSIVE_BOXES,
                                           paste_rule=self._config.PASTE_RULE)
 
 
 def _own_masks(outputs: Mapping) -> dict:
-    """Of each detection only the mask of its class: (B, D, h, w) instead of (B, D, h, w, classes)."""
+    """Of each detection only the mask of its class, if any: (B, D, h, w) instead of (B, D, h, w, classes)."""
     detections = outputs["mrcnn_detection"]
+    if "mrcnn_mask" not in outputs:
+        return {"detections": detections}
     class_ids = ops.cast(detections[..., 4], "int32")[:, :, None, None, None]
     masks = ops.take_along_axis(outputs["mrcnn_mask"], class_ids, axis=-1)[..., 0]
     return {"detections": detections, "masks": masks}
 
 
-def unmold(detections: np.ndarray, masks: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int],
+def unmold(detections: np.ndarray, masks: np.ndarray | None, original_shape: Sequence[int], image_shape: Sequence[int],
            window: Sequence[int], *, box_offset: float = 1, inclusive: bool = False,
            paste_rule: str = "matterport") -> Result:
     """Take one image's detections from the network's frame to the pixels of the original image.
 
     Args:
         detections: (D, 6) rows (y1, x1, y2, x2 normalised, class id, score), padded with zero rows.
-        masks: (D, h, w) soft masks of the detected classes.
+        masks: (D, h, w) soft masks of the detected classes; None gives empty masks.
         original_shape, image_shape: (height, width, ...) of the original and of the molded image.
         window: (y1, x1, y2, x2) of the original inside the molded image, pixels.
         box_offset: see `kmrcnn.layers.frames`. 1 moves boxes as Matterport does, in normalised coordinates; otherwise
@@ -136,7 +139,8 @@ def unmold(detections: np.ndarray, masks: np.ndarray, original_shape: Sequence[i
         "boxes": exact[solid].astype(np.float32),
         "class_ids": detections[solid, 4].astype(np.int32),
         "scores": detections[solid, 5].astype(np.float32),
-        "masks": paste_masks(masks[solid], measured[solid], original_shape, paste_rule, inclusive),
+        "masks": np.broadcast_to(False, (*original_shape[:2], len(solid))) if masks is None else paste_masks(
+            masks[solid], measured[solid], original_shape, paste_rule, inclusive),
     }
 
 

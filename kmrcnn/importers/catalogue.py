@@ -153,7 +153,8 @@ def _weight_file(group: Mapping[str, Any], entry: Mapping[str, Any]) -> WeightFi
     """One file with what it inherits from its group."""
     values = {key: value for key, value in group.items() if key not in ("base", "path", "rename", "files")}
     values.setdefault("preset", PRESET_OF_FORMAT[group["format"]])
-    values |= entry | {"config": {**group.get("config", {}), **entry.get("config", {})}}
+    settings = {"PREDICT_MASKS": False} if entry.get("kind", group.get("kind")) == "boxes" else {}
+    values |= entry | {"config": {**settings, **group.get("config", {}), **entry.get("config", {})}}
     if entry["url"] is not None:
         values["url"] = f"{group['base']}{entry['url']}{group.get('path', '')}"
         own = PurePosixPath(values["url"]).name

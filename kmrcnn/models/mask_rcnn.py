@@ -1,5 +1,7 @@
 """Mask R-CNN (He et al. 2017) assembled from a Config: the graphs that train and detect.
 
+Without PREDICT_MASKS they are Faster R-CNN's: no mask head, no mrcnn_mask and no loss of it.
+
 Both graphs have the same weights under Matterport's layer names. Batch size and image size are free; the image size
 must be static when the graph runs, because anchors are constants of it.
 """
@@ -47,7 +49,6 @@ def build_training_model(config: Config) -> keras.Model:
         rois, class_ids, gt_boxes, inputs["input_gt_masks"], regions.frame, seed)
     heads = Heads(regions.features, config)
     logits, probs, deltas = heads.boxes(rois)
-    mask_logits = heads.masks(LeadingROIs(target_masks.shape[1], name="positive_rois")(rois))
 
     drawn, match, rpn_deltas = rpn_target_layer(config)(
         regions.all_anchors, class_ids, gt_boxes, seed, regions.border)
@@ -60,12 +61,15 @@ def build_training_model(config: Config) -> keras.Model:
             logits, target_ids, weights, meta),
         "mrcnn_bbox_loss": HeadBoxLoss(how, config.BBOX_LOSS_BETA, name="mrcnn_bbox_loss")(
             deltas, target_ids, target_deltas, weights),
-        "mrcnn_mask_loss": MaskLoss(how, name="mrcnn_mask_loss")(mask_logits, target_ids, target_masks),
         "rpn_class_logits": regions.logits, "rpn_class": regions.probs, "rpn_bbox": regions.deltas,
-        "mrcnn_class_logits": logits, "mrcnn_class": probs, "mrcnn_bbox": deltas, "mrcnn_mask": _sigmoid(mask_logits),
+        "mrcnn_class_logits": logits, "mrcnn_class": probs, "mrcnn_bbox": deltas,
         "ROI": InternalToNormalized(config.BOX_OFFSET, name="ROI_normalized")(proposals, image),
         "output_rois": InternalToNormalized(config.BOX_OFFSET, name="output_rois")(rois, image),
     }
+    if config.PREDICT_MASKS:
+        mask_logits = heads.masks(LeadingROIs(target_masks.shape[1], name="positive_rois")(rois))
+        outputs["mrcnn_mask_loss"] = MaskLoss(how, name="mrcnn_mask_loss")(mask_logits, target_ids, target_masks)
+        outputs["mrcnn_mask"] = _sigmoid(mask_logits)
     return keras.Model(inputs, outputs, name="mask_rcnn")
 
 
@@ -85,14 +89,15 @@ def build_inference_model(config: Config) -> keras.Model:
     heads = Heads(regions.features, config)
     _, probs, deltas = heads.boxes(rois)
     detections = detection_layer(config)(rois, probs, deltas, regions.window)
-    mask_logits = heads.masks(BoxColumns(name="detected_boxes")(detections))
 
     outputs = {
         "mrcnn_detection": InternalToNormalized(config.BOX_OFFSET, name="detection_normalized")(detections, image),
-        "mrcnn_class": probs, "mrcnn_bbox": deltas, "mrcnn_mask": _sigmoid(mask_logits),
+        "mrcnn_class": probs, "mrcnn_bbox": deltas,
         "ROI": InternalToNormalized(config.BOX_OFFSET, name="ROI_normalized")(rois, image),
         "rpn_class": regions.probs, "rpn_bbox": regions.deltas,
     }
+    if config.PREDICT_MASKS:
+        outputs["mrcnn_mask"] = _sigmoid(heads.masks(BoxColumns(name="detected_boxes")(detections)))
     return keras.Model(inputs, outputs, name="mask_rcnn")
 
 

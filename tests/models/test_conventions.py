@@ -8,6 +8,7 @@ import pytest
 
 from kmrcnn.config import PRESETS, Config
 from kmrcnn.data.image import compose_image_meta
+from kmrcnn.model import MaskRCNN
 from kmrcnn.models import LOSS_NAMES, build_inference_model, build_training_model
 
 # The comparison with the systems themselves runs on every backend (tests/oracles).
@@ -23,7 +24,7 @@ NO_PYRAMID = {"NECK": None, "BACKBONE_STRIDES": [16], "RPN_ANCHOR_SCALES": [(32,
               "MASK_SHAPE": [14, 14], "MASK_HEAD_CONVS": 0}
 GROUP_NORM = {"NORM": "gn", "FPN_NORM": "gn", "HEAD_NORM": "gn"}
 CASES = [*((preset, {}) for preset in PRESETS), ("torchvision", CONV_HEAD), ("maskrcnn_benchmark", NO_PYRAMID),
-         ("detectron", GROUP_NORM)]
+         ("detectron", GROUP_NORM), ("torchvision", {"PREDICT_MASKS": False})]
 
 
 def _config(preset: str, settings: dict) -> Config:
@@ -72,7 +73,8 @@ def test_losses_count_what_the_conventions_say(case):
         # Both losses of a head divide by the same rows, drawn whatever they are.
         np.testing.assert_array_equal(losses["rpn_class_loss"][:, 1], losses["rpn_bbox_loss"][:, 1])
         np.testing.assert_array_equal(losses["mrcnn_class_loss"][:, 1], losses["mrcnn_bbox_loss"][:, 1])
-    if config.APPEND_GT_TO_ROIS:
+    assert ("mrcnn_mask_loss" in losses) == config.PREDICT_MASKS
+    if config.APPEND_GT_TO_ROIS and config.PREDICT_MASKS:
         assert (losses["mrcnn_mask_loss"][:, 1] >= 1).all()
 
 
@@ -92,3 +94,12 @@ def test_frozen_batch_norm_is_not_trained(case):
     config, training, _ = case
     stem = {v.path for v in training.trainable_weights if v.path.startswith("bn_conv1")}
     assert bool(stem) == (config.NORM != "frozen_bn")
+
+
+def test_a_network_without_masks_gives_empty_ones(tmp_path):
+    config = _config("torchvision", {"PREDICT_MASKS": False})
+    model = MaskRCNN("inference", config, str(tmp_path))
+    assert not any(layer.name.startswith("mrcnn_mask") for layer in model.keras_model.layers)
+    result = model.detect([np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)])[0]
+    assert len(result["rois"]) and result["masks"].shape == (70, 90, len(result["rois"]))
+    assert result["masks"].dtype == bool and not result["masks"].any()
