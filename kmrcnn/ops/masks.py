@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.ops.backend import as_float32, finite, ops
+from kmrcnn.ops.backend import as_float, as_float32, backend_name, finite, ops
 from kmrcnn.ops.bilinear import combine_taps, grid_taps
 
 PASTE_RULES = ("matterport", "torchvision", "detectron2")
@@ -162,7 +162,17 @@ def paste_masks(masks: Any, boxes: Any, image_shape: tuple[int, int], threshold:
     """
     if rule not in PASTE_RULES:
         raise ValueError(f"rule must be one of {PASTE_RULES}, found {rule!r}")
-    masks, boxes = as_float32(masks), as_float32(boxes)
+    masks, boxes, number = as_float(masks), as_float32(boxes), PASTE_RULES.index(rule)
+    if backend_name() == "torch":
+        from kmrcnn.ops import torch_paste
+
+        return torch_paste.paste_masks(masks, boxes, *(int(side) for side in image_shape[:2]), threshold, number)
+    return paste_by_products(masks, boxes, image_shape, threshold, number)
+
+
+def paste_by_products(masks: Any, boxes: Any, image_shape: tuple[int, int], threshold: float, rule: int) -> Any:
+    """`paste_masks` in `keras.ops`, by products with matrices of the whole image; the rule by its number."""
+    masks, rule = as_float32(masks), PASTE_RULES[rule]
     if rule == "torchvision":
         masks = ops.pad(masks, [[0, 0], [1, 1], [1, 1]])
     (rows, in_rows), (columns, in_columns) = (
