@@ -10,7 +10,7 @@ import numpy as np
 from kmrcnn.ops.backend import as_float, dtype_name, ops
 
 # exp of this still leaves room for boxes of 10^10 pixels before float32 overflows; no real delta comes near it.
-_FINITE_LOG_SCALE = 60.0
+FINITE_LOG_SCALE = 60.0
 
 
 def box_area(boxes: Any) -> Any:
@@ -85,7 +85,7 @@ def decode_boxes(reference: Any, deltas: Any, weights: Sequence[float] = (1.0, 1
     center, size = _center_size(as_float(reference))
     deltas = as_float(deltas)
     deltas = deltas / _constant(weights, deltas)
-    limit = _FINITE_LOG_SCALE if max_log_scale is None else max_log_scale
+    limit = FINITE_LOG_SCALE if max_log_scale is None else max_log_scale
     center = center + deltas[..., :2] * size
     half = 0.5 * size * ops.exp(ops.minimum(deltas[..., 2:], _constant(limit, deltas)))
     return ops.concatenate([center - half, center + half], axis=-1)

@@ -44,9 +44,9 @@ def batched_nms(boxes: Any, scores: Any, iou_threshold: float, max_outputs: int,
     if class_ids is not None:
         class_ids = ops.cast(ops.convert_to_tensor(class_ids), "int32")
     if backend_name() == "torch":
-        from kmrcnn.ops import torch_native
+        from kmrcnn.ops import torch_nms
 
-        return torch_native.batched_nms(boxes, scores, class_ids, iou_threshold, max_outputs)
+        return torch_nms.batched_nms(boxes, scores, class_ids, iou_threshold, max_outputs)
     return fixpoint_nms(boxes, scores, class_ids, iou_threshold, max_outputs)
 
 
