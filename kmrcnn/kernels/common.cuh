@@ -74,6 +74,12 @@ __device__ __forceinline__ float box_iou(Box a, Box b, float area_a, float area_
 }
 __device__ __forceinline__ float box_iou(Box a, Box b) { return box_iou(a, b, box_area(a), box_area(b)); }
 
+// For IoUs: a box with a NaN overlaps nothing, like one without area.
+__device__ __forceinline__ Box comparable(float4 b) {
+  bool whole = b.x == b.x && b.y == b.y && b.z == b.z && b.w == b.w;
+  return whole ? Box{b.x, b.y, b.z, b.w} : Box{0.f, 0.f, 0.f, 0.f};
+}
+
 // Deltas dy, dx, dh, dw are divided by the weights already; limit is the largest log scale.
 __device__ __forceinline__ Box decode_box(Box reference, float dy, float dx, float dh, float dw, float limit) {
   float height = reference.y2 - reference.y1, width = reference.x2 - reference.x1;
@@ -94,4 +100,10 @@ __device__ __forceinline__ unsigned mix_bits(unsigned x) {
 __device__ __forceinline__ int sampling_hash(int seed, int stream, int slot) {
   unsigned key = mix_bits((unsigned)seed + 0x9E3779B9u * (unsigned)(stream + 1));
   return (int)(mix_bits(key + (unsigned)slot * 0x9E3779B9u) & 0x7FFFFFFFu);
+}
+
+// What candidates are ranked by, below the 2^31 - 1 of those who are none. At most four slots share a rank: two have
+// the same 31 bits, and the two largest hashes become one.
+__device__ __forceinline__ int sampling_rank(int seed, int stream, int slot) {
+  return min(sampling_hash(seed, stream, slot), 0x7FFFFFFE);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kmrcnn.ops.backend import as_float32, ops
+from kmrcnn.ops.backend import as_float32, backend_name, ops
 from kmrcnn.ops.boxes import encode_boxes
 from kmrcnn.ops.masks import align_masks, crop_masks
 from kmrcnn.ops.matching import matched_rows
@@ -50,7 +50,12 @@ def roi_targets(proposals: Any, gt_class_ids: Any, gt_boxes: Any, gt_masks: Any,
     """
     proposals, gt_boxes, frame = (ops.stop_gradient(as_float32(boxes)) for boxes in (proposals, gt_boxes, frame))
     gt_class_ids, seed = (ops.cast(ops.convert_to_tensor(ids), "int32") for ids in (gt_class_ids, seed))
-    return array_targets(proposals, gt_class_ids, gt_boxes, ops.convert_to_tensor(gt_masks), frame, seed, size=size,
+    compute = array_targets
+    if backend_name() == "torch":
+        from kmrcnn.ops import torch_targets
+
+        compute = torch_targets.roi_targets
+    return compute(proposals, gt_class_ids, gt_boxes, ops.convert_to_tensor(gt_masks), frame, seed, size=size,
                    max_positives=max_positives, positive_iou=positive_iou, positive_ratio=positive_ratio,
                    weights=weights, mask_shape=mask_shape, use_mini_mask=use_mini_mask, append_gt=append_gt,
                    compat=compat, mask_targets=mask_targets)

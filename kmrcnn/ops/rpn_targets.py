@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kmrcnn.ops.backend import as_float32, ops
+from kmrcnn.ops.backend import as_float32, backend_name, ops
 from kmrcnn.ops.boxes import encode_boxes
 from kmrcnn.ops.matching import claim_limits, is_claimed, matched_rows
 from kmrcnn.ops.target_rows import RPN_NEGATIVES, RPN_POSITIVES, at_least_one_row, candidates, pack, signed_iou
@@ -43,7 +43,12 @@ def rpn_targets(anchors: Any, gt_class_ids: Any, gt_boxes: Any, seed: Any, frame
     anchors, gt_boxes = as_float32(anchors), as_float32(gt_boxes)
     gt_class_ids, seed = (ops.cast(ops.convert_to_tensor(ids), "int32") for ids in (gt_class_ids, seed))
     frame = None if straddle is None else as_float32(frame)
-    return array_targets(anchors, gt_class_ids, gt_boxes, seed, frame, size=size, max_positives=max_positives,
+    compute = array_targets
+    if backend_name() == "torch":
+        from kmrcnn.ops import torch_targets
+
+        compute = torch_targets.rpn_targets
+    return compute(anchors, gt_class_ids, gt_boxes, seed, frame, size=size, max_positives=max_positives,
                    positive_iou=positive_iou, negative_iou=negative_iou, weights=weights, compat=compat,
                    reassign=reassign, straddle=straddle)
 
