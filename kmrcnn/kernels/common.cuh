@@ -88,6 +88,21 @@ __device__ __forceinline__ Box decode_box(Box reference, float dy, float dx, flo
   return {y - half_height, x - half_width, y + half_height, x + half_width};
 }
 
+__device__ __forceinline__ bool has_nan(Box box) {
+  return box.y1 != box.y1 || box.x1 != box.x1 || box.y2 != box.y2 || box.x2 != box.x2;
+}
+
+// ---- sorting by score ---------------------------------------------------------------------------------------------
+
+// Integers in the order of floats that are no NaN; -0 is equal to 0.
+__device__ __forceinline__ unsigned ordered_bits(float x) {
+  unsigned bits = __float_as_uint(x + 0.f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float from_ordered_bits(unsigned bits) {
+  return __uint_as_float(bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits);
+}
+
 // ---- random choices: kmrcnn/ops/sampling.py -----------------------------------------------------------------------
 
 __device__ __forceinline__ unsigned mix_bits(unsigned x) {
