@@ -21,9 +21,7 @@ __device__ __forceinline__ Box as_box(float4 corners) { return {corners.x, corne
 // Ascending: higher scores first, equal ones by index, so that any sort is stable. NaN and -inf come last.
 __device__ __forceinline__ u64 sort_key(float score, int index) {
   if (!(score > __int_as_float(0xff800000))) return UNUSABLE;
-  unsigned bits = __float_as_uint(score + 0.f);  // -0 is equal to 0
-  unsigned ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return (u64)~ascending << 32 | (unsigned)index;
+  return (u64)~ordered_bits(score) << 32 | (unsigned)index;
 }
 
 struct Boxes {
@@ -48,8 +46,8 @@ __device__ __forceinline__ void place(u64 key, int problem, int rank, int count,
   long long target = (long long)problem * count + rank;
   int index = usable ? (int)(unsigned)key : 0;
   Box box = load_box(from.corners, (long long)problem * count + index);
-  bool whole = usable && box.y1 == box.y1 && box.x1 == box.x1 && box.y2 == box.y2 && box.x2 == box.x2;
-  to.corners[target] = whole ? make_float4(box.y1, box.x1, box.y2, box.x2) : make_float4(0.f, 0.f, 0.f, 0.f);
+  if (!usable || has_nan(box)) box = {0.f, 0.f, 0.f, 0.f};
+  to.corners[target] = make_float4(box.y1, box.x1, box.y2, box.x2);
   to.order[target] = index;
   if (from.classes) to.classes[target] = from.classes[(long long)problem * count + index];
 }

@@ -10,6 +10,8 @@ TILE = 64
 _MOST_IN_SHARED_MEMORY = 4096  # keys of 8 bytes that nms_sort sorts; 32 KiB, which every GPU has without asking
 _MOST_PROBLEMS = 65535  # the largest y of a grid
 
+VARIANTS: list[dict[str, str | int]] = [{}]
+
 _KERNELS = KernelFile("nms.cu")
 
 
@@ -70,7 +72,8 @@ def tiles_of(count: int) -> int:
 
 def warmup(device: torch.device) -> None:
     """Compile nms.cu."""
-    _KERNELS.get("nms_scan", device)
+    for name in ("nms_sort", "nms_keys", "nms_place", "nms_mask", "nms_scan"):
+        _KERNELS.get(name, device)
 
 
 def _sort(boxes: torch.Tensor, scores: torch.Tensor, class_ids: torch.Tensor | None) -> tuple:

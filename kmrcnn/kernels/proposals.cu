@@ -11,10 +11,9 @@
 #define ALL 0xffffffffu
 #define NOTHING (-9223372036854775807ll - 1)
 
-// A key holds the score, as an integer of the same order, above the anchor's number turned over.
+// A key holds the score's ordered bits, as a signed integer, above the anchor's number turned over.
 __device__ __forceinline__ float key_score(long long key) {
-  int ordered = (int)(key >> 32);
-  return __int_as_float(ordered < 0 ? ordered ^ 0x7fffffff : ordered);
+  return from_ordered_bits((unsigned)(key >> 32) ^ 0x80000000u);
 }
 
 // Descending keys: the better score first, then the lower anchor. NaN counts as -1, which is dropped later.
@@ -23,9 +22,8 @@ extern "C" __global__ void __launch_bounds__(256) proposal_keys(const T *probs, 
   if (anchor >= anchors) return;
   long long target = (long long)blockIdx.y * anchors + anchor;
   float score = to_float(probs[2 * target + 1]);
-  int bits = __float_as_int((score == score ? score : -1.f) + 0.f);  // -0 is equal to 0
-  int ordered = bits < 0 ? bits ^ 0x7fffffff : bits;
-  keys[target] = (long long)((unsigned long long)(unsigned)ordered << 32 | ~(unsigned)anchor);
+  unsigned bits = ordered_bits(score == score ? score : -1.f) ^ 0x80000000u;
+  keys[target] = (long long)((unsigned long long)bits << 32 | ~(unsigned)anchor);
 }
 
 // NaN deltas make NaN boxes, as elsewhere: the limit of decode_box would turn them into huge ones.

@@ -53,7 +53,9 @@ def propose(probs: torch.Tensor, deltas: torch.Tensor, anchors: torch.Tensor, le
 def warmup(device: torch.device) -> None:
     """Compile proposals.cu for every type of scores."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        KernelFile("proposals.cu", {"T": type_name(dtype)}).get("proposal_keys", device)
+        kernels = KernelFile("proposals.cu", {"T": type_name(dtype)})
+        for name in ("proposal_keys", "proposal_boxes", "proposal_merge"):
+            kernels.get(name, device)
 
 
 def _best_keys(kernels: KernelFile, probs: torch.Tensor, level_sizes: Sequence[int], survivors: int) -> torch.Tensor:
@@ -65,7 +67,7 @@ def _best_keys(kernels: KernelFile, probs: torch.Tensor, level_sizes: Sequence[i
     for level in keys.split(list(level_sizes), dim=1):
         found = torch.topk(level, min(survivors, level.shape[1]), dim=1).values
         best.append(F.pad(found, (0, survivors - found.shape[1]), value=_NOTHING))
-    return torch.stack(best, dim=1)
+    return torch.stack(best, dim=1) if len(best) > 1 else best[0].contiguous()
 
 
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:

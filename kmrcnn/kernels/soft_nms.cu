@@ -12,14 +12,7 @@ typedef unsigned long long u64;
 
 // Descending by score, then ascending by index; larger than 0 for every score.
 __device__ __forceinline__ u64 rank_key(float score, int index) {
-  unsigned bits = __float_as_uint(score + 0.f);  // -0 is equal to 0
-  unsigned ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return (u64)ascending << 32 | ~(unsigned)index;
-}
-
-__device__ __forceinline__ float score_of(u64 key) {
-  unsigned ascending = (unsigned)(key >> 32);
-  return __uint_as_float(ascending & 0x80000000u ? ascending & 0x7fffffffu : ~ascending);
+  return (u64)ordered_bits(score) << 32 | ~(unsigned)index;
 }
 
 __device__ __forceinline__ u64 best_of_block(u64 best, u64 *warps) {
@@ -36,8 +29,7 @@ __device__ __forceinline__ u64 best_of_block(u64 best, u64 *warps) {
 // A box with a NaN overlaps nothing, like one without area.
 __device__ __forceinline__ Box load_whole(const float *corners, int index) {
   Box box = load_box(corners, index);
-  bool whole = box.y1 == box.y1 && box.x1 == box.x1 && box.y2 == box.y2 && box.x2 == box.x2;
-  return whole ? box : Box{0.f, 0.f, 0.f, 0.f};
+  return has_nan(box) ? Box{0.f, 0.f, 0.f, 0.f} : box;
 }
 
 // What is left of the score of a box with this IoU with the chosen one; sigma 0: linear.
@@ -67,7 +59,7 @@ soft_nms(const float *corners, const float *scores, const int *classes, int coun
     best = best_of_block(best, warps[slot & 1]);
     if (!best) break;
     int index = (int)~(unsigned)best, kind = classes ? classes[index] : 0;
-    if (threadIdx.x == 0) keep[slot] = index, kept_scores[slot] = score_of(best);
+    if (threadIdx.x == 0) keep[slot] = index, kept_scores[slot] = from_ordered_bits((unsigned)(best >> 32));
     Box chosen = load_whole(corners, index);
     float area = box_area(chosen);
     best = 0;

@@ -8,6 +8,8 @@ from kmrcnn.kernels.module import KernelFile
 
 _THREADS = 512
 
+VARIANTS: list[dict[str, str | int]] = [{}]
+
 _KERNELS = KernelFile("soft_nms.cu")
 
 

@@ -86,7 +86,7 @@ def _iou(boxes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray
         union = _area(y1, x1, y2, x2) + _area(v1, u1, v2, u2)
         union -= overlap
         iou = np.divide(overlap, union, out=union)
-    iou[~(overlap > 0)] = 0
+    iou[iou != iou] = 0
     return iou
 
 
