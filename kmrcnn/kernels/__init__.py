@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PROBE = 'extern "C" __global__ void nothing() {}'
 
 # Modules of this folder whose `warmup(device)` compiles their kernels.
-_WITH_KERNELS = ("losses", "paste", "roi_align", "roi_targets", "rpn_targets")
+_WITH_KERNELS = ("losses", "nms", "paste", "proposals", "roi_align", "roi_targets", "rpn_targets", "soft_nms")
 
 
 def available() -> bool:
