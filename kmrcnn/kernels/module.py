@@ -6,6 +6,7 @@ can be part of a CUDA graph. `use` puts something else in CuPy's place: tests ru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,8 @@ FOLDER = Path(__file__).resolve().parent
 
 # Without fused multiply-adds floats round as on the CPU; kernels that want them say fmaf().
 OPTIONS = ("-std=c++17", "-fmad=false")
+
+_INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 
 _STATIC_SHARED_LIMIT = 48 * 1024  # a kernel that needs more shared memory has to ask for it
 
@@ -55,9 +58,19 @@ def replaced() -> bool:
 
 @cache
 def source_of(file: str) -> str:
-    """The text of a .cu file with common.cuh in front; compilers' messages name the right file and line."""
-    return "\n".join(f'#line 1 "{name}"\n{(FOLDER / name).read_text(encoding="utf-8")}'
-                     for name in ("common.cuh", file))
+    """The text of a .cu file with common.cuh in front and #include "..." resolved.
+
+    Compilers' messages name the right file and line.
+    """
+    return _text("common.cuh") + _text(file)
+
+
+def _text(file: str) -> str:
+    lines = [f'#line 1 "{file}"']
+    for number, line in enumerate((FOLDER / file).read_text(encoding="utf-8").splitlines(), start=1):
+        included = _INCLUDE.fullmatch(line)
+        lines.append(f'{_text(included[1])}#line {number + 1} "{file}"' if included else line)
+    return "\n".join(lines) + "\n"
 
 
 class KernelFile:

@@ -23,7 +23,12 @@ _MAX_ADAPTIVE_SAMPLES = 16
 _BORDER = 1e-3
 
 
-def bin_taps(start: Any, size: Any, extent: Any, bins: int, sampling_ratio: int, largest: int) -> tuple[Any, Any]:
+def sample_slots(bins: int, sampling_ratio: int, largest: int) -> int:
+    """Samples a bin of one axis at most: `sampling_ratio`, or for 0 what `bin_taps` says of adaptive sampling."""
+    return sampling_ratio or min(max(-(-largest // bins), 1), _MAX_ADAPTIVE_SAMPLES)
+
+
+def bin_taps(start: Any, size: Any, extent: Any, bins: int, sampling_ratio: int, slots: int) -> tuple[Any, Any]:
     """Taps of one axis of samples spread evenly inside bins and averaged; those beyond -1 or `extent` count as 0.
 
     Args:
@@ -31,14 +36,13 @@ def bin_taps(start: Any, size: Any, extent: Any, bins: int, sampling_ratio: int,
         size: (R,) float32 length in cells.
         extent: (R,) float32 cells of the ROI's map.
         bins: bins of the axis.
-        sampling_ratio: samples a bin; 0: ceil(size / bins), at most ceil(largest / bins) and never above 16.
-        largest: the greatest extent of all maps.
+        sampling_ratio: samples a bin; 0: ceil(size / bins), at most ceil(greatest extent / bins) and never above 16.
+        slots: of `sample_slots`.
 
     Returns:
         cells (R, bins, taps) int32 and weights (R, bins, taps) float32.
     """
     start, size, extent = (x[:, None, None] for x in (start, size, extent))
-    slots = sampling_ratio or min(max(-(-largest // bins), 1), _MAX_ADAPTIVE_SAMPLES)
     number = _constant(np.arange(slots))[None, None, :]
     if sampling_ratio:
         samples = _constant(float(slots))
