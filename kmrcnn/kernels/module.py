@@ -86,7 +86,13 @@ class KernelFile:
 
     def __init__(self, file: str, defines: dict[str, str | int] | None = None):
         self.file = file
-        self.options = OPTIONS + tuple(f"-D{name}={value}" for name, value in sorted((defines or {}).items()))
+        # Not compiler options: those would also replace names in the headers that the compiler puts in front.
+        self._defines = "".join(f"#define {name} {value}\n" for name, value in sorted((defines or {}).items()))
+
+    @property
+    def source(self) -> str:
+        """The whole text that is compiled."""
+        return self._defines + source_of(self.file)
 
     def get(self, name: str, device: torch.device) -> Callable:
         """The launcher of kernel `name`.
@@ -110,9 +116,9 @@ class KernelFile:
         return launch
 
     def _function(self, name: str, device: torch.device) -> Any:
-        key = self.file, self.options, device
+        key = self.file, self._defines, device
         if key not in _modules:
-            _modules[key] = _factory(source_of(self.file), self.options), {}
+            _modules[key] = _factory(self.source, OPTIONS), {}
         module, functions = _modules[key]
         if name not in functions:
             functions[name] = module.get_function(name)

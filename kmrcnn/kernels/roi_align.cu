@@ -30,7 +30,7 @@ __device__ int bin_taps(const Axis &axis, int bin, int stride, Tap *taps) {
   return count;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 4)
 roi_align_forward(const Pooling how, const float *__restrict__ boxes, T *__restrict__ out) {
   extern __shared__ Tap taps[];
   int row = blockIdx.x % how.bins_y, roi = blockIdx.x / how.bins_y, image = roi / how.rois;

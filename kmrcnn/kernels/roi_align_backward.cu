@@ -17,14 +17,15 @@ __device__ __forceinline__ void add_floats(float *address, const float (&values)
       asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};"
                    ::"l"(address + v), "f"(values[v]), "f"(values[v + 1]), "f"(values[v + 2]), "f"(values[v + 3])
                    : "memory");
-    return;
-  }
+  } else
 #endif
+  {
 #pragma unroll
-  for (int v = 0; v < V; v++) atomicAdd(address + v, values[v]);
+    for (int v = 0; v < V; v++) atomicAdd(address + v, values[v]);
+  }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, V == 8 ? 2 : 3)
 roi_align_scatter(const Pooling how, const float *__restrict__ boxes, const T *__restrict__ gradient) {
   extern __shared__ float memory[];
   TileWeights tile = tile_weights(how, memory);

@@ -37,7 +37,7 @@ __device__ int list_chosen(bool chosen, int roi, int thread, int threads, int *l
   return total;
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, V == 8 ? 2 : 3)
 roi_align_gather(const Pooling how, const float *__restrict__ boxes, const T *__restrict__ gradient) {
   extern __shared__ float memory[];
   __shared__ int list[32 * MOST_WARPS], warp_counts[MOST_WARPS];

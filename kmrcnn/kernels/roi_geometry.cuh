@@ -114,6 +114,7 @@ __device__ __forceinline__ TileWeights tile_weights(const Pooling &how, float *m
 __device__ __forceinline__ float weight_on(const Axis &axis, int bin, int cell) {
   float weight = 0.f, fraction;
   int low;
+#pragma unroll 1
   for (int sample = 0; sample < axis.samples; sample++)
     if (locate(axis, bin, sample, low, fraction))
       weight += low == cell ? 1.f - fraction : low + 1 == cell ? fraction : 0.f;
@@ -125,8 +126,10 @@ __device__ __forceinline__ void fill_weights(const TileWeights &tile, const Axis
                                              int thread, int threads) {
   int rows = TILE * y.bins, all = rows + TILE * x.bins;
   for (int i = thread; i < all; i += threads) {
-    if (i < rows) tile.rows[i] = weight_on(y, i % y.bins, top + i / y.bins);
-    else tile.columns[i - rows] = weight_on(x, (i - rows) % x.bins, left + (i - rows) / x.bins);
+    Axis axis = i < rows ? y : x;
+    int place = i < rows ? i : i - rows;
+    float weight = weight_on(axis, place % axis.bins, (i < rows ? top : left) + place / axis.bins);
+    (i < rows ? tile.rows : tile.columns)[place] = weight;
   }
 }
 
@@ -135,6 +138,7 @@ __device__ __forceinline__ void find_bounds(const Pooling &how, const TileWeight
   bool of_row = place < TILE;
   int bins = of_row ? how.bins_y : how.bins_x, first = bins, end = 0;
   const float *weights = of_row ? tile.rows + place * bins : tile.columns;
+#pragma unroll 1
   for (int i = 0; i < (of_row ? bins : TILE * bins); i++)
     if (weights[i] != 0.f) first = min(first, i % bins), end = max(end, i % bins + 1);
   tile.bounds[2 * place] = first, tile.bounds[2 * place + 1] = end;
@@ -146,6 +150,7 @@ __device__ __forceinline__ bool add_row(const Pooling &how, const TileWeights &t
   const int *bounds = tile.bounds + 2 * row, *across = tile.bounds + 2 * TILE;
   for (int p = bounds[0]; p < bounds[1]; p++) {
     float weight = tile.rows[row * how.bins_y + p];
+#pragma unroll 2
     for (int q = across[0]; q < across[1]; q++) {
       float values[V];
       load_floats<V>(gradient + (long long)(p * how.bins_x + q) * how.channels, values);
