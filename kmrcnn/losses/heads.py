@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kmrcnn.losses.base import BoxLoss, LossLayer, cross_entropy
+from kmrcnn.ops import mask_loss
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -77,10 +78,7 @@ class MaskLoss(LossLayer):
 
     def call(self, logits, class_ids, target):
         class_ids = class_ids[:, : target.shape[1]]
-        chosen = ops.take_along_axis(logits, class_ids[:, :, None, None, None], axis=-1)[..., 0]
-        # max(x, 0) - x t + log(1 + exp(-|x|)) is finite for every logit.
-        loss = ops.relu(chosen) - chosen * target + ops.log1p(ops.exp(-ops.abs(chosen)))
+        loss = mask_loss(logits, class_ids, target)
         positive = class_ids > 0
-        loss = ops.where(positive, ops.mean(loss, axis=(2, 3)), ops.zeros_like(loss[:, :, 0, 0]))
         count = ops.sum(ops.cast(positive, "int32"), axis=1)
         return self.ratio(ops.sum(loss, axis=1), count, target.shape[1], count)

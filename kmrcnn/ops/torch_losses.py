@@ -6,6 +6,7 @@ backward pass: several tensors as large as the logits, or as the channels of all
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,20 +33,12 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: 
     return torch.ops.kmrcnn.focal_loss(logits, labels, alpha, gamma)
 
 
-def _mask_loss(logits: torch.Tensor, class_ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    if kernels.enabled(logits):
-        from kmrcnn.kernels import losses
-
-        return losses.mask_loss(logits, class_ids, target)
+def _mask_loss_natively(logits: torch.Tensor, class_ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return channel_loss(logits, class_ids, target)
 
 
-def _mask_loss_gradient(slopes: torch.Tensor, logits: torch.Tensor, class_ids: torch.Tensor,
-                        target: torch.Tensor) -> torch.Tensor:
-    if kernels.enabled(logits):
-        from kmrcnn.kernels import losses
-
-        return losses.mask_loss_gradient(slopes, logits, class_ids, target)
+def _mask_gradient_natively(slopes: torch.Tensor, logits: torch.Tensor, class_ids: torch.Tensor,
+                            target: torch.Tensor) -> torch.Tensor:
     positive = (class_ids > 0) & (class_ids < logits.shape[-1])
     index = torch.where(positive, class_ids, 0).long()[:, :, None, None, None].expand(*logits.shape[:-1], 1)
     slope = (slopes / max(target.shape[2] * target.shape[3], 1))[:, :, None, None]
@@ -54,20 +47,12 @@ def _mask_loss_gradient(slopes: torch.Tensor, logits: torch.Tensor, class_ids: t
     return torch.zeros_like(logits, memory_format=torch.contiguous_format).scatter_(-1, index, own[..., None])
 
 
-def _focal_loss(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
-    if kernels.enabled(logits):
-        from kmrcnn.kernels import losses
-
-        return losses.focal_loss(logits, labels, alpha, gamma)
+def _focal_loss_natively(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
     return focal_sums(logits, labels, alpha, gamma)
 
 
-def _focal_gradient(slopes: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, alpha: float,
-                    gamma: float) -> torch.Tensor:
-    if kernels.enabled(logits):
-        from kmrcnn.kernels import losses
-
-        return losses.focal_gradient(slopes, logits, labels, alpha, gamma)
+def _focal_gradient_natively(slopes: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, alpha: float,
+                             gamma: float) -> torch.Tensor:
     positive = labels[..., None] == torch.arange(1, logits.shape[-1] + 1, device=labels.device)
     z = torch.where(positive, logits, -logits).float()
     slope = gamma * torch.sigmoid(z) * F.softplus(-z) + torch.sigmoid(-z)
@@ -75,6 +60,18 @@ def _focal_gradient(slopes: torch.Tensor, logits: torch.Tensor, labels: torch.Te
     slope *= torch.where(positive, -alpha, 1.0 - alpha)
     slope = torch.where((labels >= 0)[..., None], slope * slopes[:, None, None], 0.0)
     return slope.to(logits.dtype)
+
+
+def _kernel_or(native: Callable, kernel: str, logits_at: int) -> Callable:
+    """The implementation of an op: a function of kernels/losses.py where kernels can run, else the native form."""
+    def run(*arguments: Any) -> torch.Tensor:
+        if not kernels.enabled(arguments[logits_at]):
+            return native(*arguments)
+        from kmrcnn.kernels import losses
+
+        return getattr(losses, kernel)(*arguments)
+
+    return run
 
 
 def _keep_mask_loss(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:
@@ -98,13 +95,20 @@ def _fake_gradient(slopes: torch.Tensor, logits: torch.Tensor, *_: Any) -> torch
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-for _name, _function, _fake in (
-        ("mask_loss", _mask_loss, lambda logits, ids, target: ids.new_empty(ids.shape, dtype=torch.float32)),
-        ("mask_loss_gradient", _mask_loss_gradient, _fake_gradient),
-        ("focal_loss", _focal_loss, lambda x, labels, a, g: labels.new_empty(len(labels), dtype=torch.float32)),
-        ("focal_gradient", _focal_gradient, _fake_gradient)):
-    _library.impl(_name, _function, "CPU")
-    _library.impl(_name, _function, "CUDA")
+def _fake_mask_loss(logits: torch.Tensor, class_ids: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return class_ids.new_empty(class_ids.shape, dtype=torch.float32)
+
+
+def _fake_focal_loss(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
+    return labels.new_empty(labels.shape[0], dtype=torch.float32)
+
+
+for _name, _native, _logits_at, _fake in (("mask_loss", _mask_loss_natively, 0, _fake_mask_loss),
+                                          ("mask_loss_gradient", _mask_gradient_natively, 1, _fake_gradient),
+                                          ("focal_loss", _focal_loss_natively, 0, _fake_focal_loss),
+                                          ("focal_gradient", _focal_gradient_natively, 1, _fake_gradient)):
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _kernel_or(_native, _name, _logits_at), _device)
     torch.library.register_fake(f"kmrcnn::{_name}", _fake, lib=_library)
 torch.library.register_autograd("kmrcnn::mask_loss", _mask_loss_backward, setup_context=_keep_mask_loss, lib=_library)
 torch.library.register_autograd("kmrcnn::focal_loss", _focal_loss_backward, setup_context=_keep_focal_loss,

@@ -47,6 +47,11 @@ def _paste(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, th
         from kmrcnn.ops.masks import paste_by_products
 
         return paste_by_products(masks, boxes, (height, width), threshold, rule)
+    return _paste_natively(masks, boxes, height, width, threshold, rule)
+
+
+def _paste_natively(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float,
+                    rule: int) -> torch.Tensor:
     out = np.zeros((len(masks), height, width), bool)
     for canvas, (rows, columns, inside) in zip(out, _insides(masks, boxes, height, width, threshold, rule),
                                                strict=True):
@@ -60,14 +65,19 @@ def _paste_rle(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int
         from kmrcnn.kernels import paste
 
         return paste.paste_rle(masks, boxes, height, width, threshold, rule, max_runs)
+    runs, totals = _rle_natively(masks.cpu(), boxes.cpu(), height, width, threshold, rule, max_runs)
+    return runs.to(masks.device), totals.to(masks.device)
+
+
+def _rle_natively(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float, rule: int,
+                  max_runs: int) -> tuple[torch.Tensor, torch.Tensor]:
     runs, totals = np.zeros((len(masks), max_runs), "int32"), np.zeros(len(masks), "int32")
-    insides = _insides(masks.cpu(), boxes.cpu(), height, width, threshold, rule)
-    for n, (rows, columns, inside) in enumerate(insides):
+    for n, (rows, columns, inside) in enumerate(_insides(masks, boxes, height, width, threshold, rule)):
         x, y = np.nonzero(inside.T)
         lengths = _run_lengths((x + columns.start) * height + y + rows.start, height * width)
         totals[n] = len(lengths)
         runs[n, :len(lengths)] = lengths[:max_runs]
-    return torch.from_numpy(runs).to(masks.device), torch.from_numpy(totals).to(masks.device)
+    return torch.from_numpy(runs), torch.from_numpy(totals)
 
 
 def _run_lengths(pixels: np.ndarray, size: int) -> np.ndarray:
