@@ -16,8 +16,6 @@
 
 typedef unsigned long long u64;
 
-__device__ __forceinline__ Box as_box(float4 corners) { return {corners.x, corners.y, corners.z, corners.w}; }
-
 // Ascending: higher scores first, equal ones by index, so that any sort is stable. NaN and -inf come last.
 __device__ __forceinline__ u64 sort_key(float score, int index) {
   if (!(score > __int_as_float(0xff800000))) return UNUSABLE;
@@ -36,7 +34,7 @@ struct Sorted {
   unsigned *alive;  // a bit a box; two words a tile
 };
 
-// Puts the box a key names at its rank. A box with a NaN overlaps nothing, like one without area.
+// Puts the box a key names at its rank.
 __device__ __forceinline__ void place(u64 key, int problem, int rank, int count, Boxes from, Sorted to) {
   bool usable = key != UNUSABLE;
   unsigned alive = __ballot_sync(ALL, usable);
@@ -46,7 +44,6 @@ __device__ __forceinline__ void place(u64 key, int problem, int rank, int count,
   long long target = (long long)problem * count + rank;
   int index = usable ? (int)(unsigned)key : 0;
   Box box = load_box(from.corners, (long long)problem * count + index);
-  if (!usable || has_nan(box)) box = {0.f, 0.f, 0.f, 0.f};
   to.corners[target] = make_float4(box.y1, box.x1, box.y2, box.x2);
   to.order[target] = index;
   if (from.classes) to.classes[target] = from.classes[(long long)problem * count + index];
@@ -101,6 +98,13 @@ nms_place(const u64 *keys, const float *corners, const int *classes, int count, 
   place(i < count ? keys[(long long)problem * count + i] ^ (1ull << 63) : UNUSABLE, problem, i, count, from, to);
 }
 
+// A box with a NaN overlaps nothing, like one without area.
+__device__ __forceinline__ Box load_whole(const float4 *corners, long long row) {
+  float4 c = corners[row];
+  Box box = {c.x, c.y, c.z, c.w};
+  return has_nan(box) ? Box{0.f, 0.f, 0.f, 0.f} : box;
+}
+
 // Word `box` of tile (row, column), row <= column: which boxes of the row tile suppress this box of the column tile.
 extern "C" __global__ void __launch_bounds__(TILE)
 nms_mask(const float4 *corners, const int *classes, const u64 *alive, int count, float threshold, u64 *mask) {
@@ -117,14 +121,14 @@ nms_mask(const float4 *corners, const int *classes, const u64 *alive, int count,
   long long first = (long long)problem * count;
   int other = row * TILE + box, mine = column * TILE + box;
   if (other < count) {
-    others[box] = as_box(corners[first + other]);
+    others[box] = load_whole(corners, first + other);
     areas[box] = box_area(others[box]);
     kinds[box] = classes ? classes[first + other] : 0;
   }
   __syncthreads();
   u64 word = 0;
   if (mine < count) {
-    Box corner = as_box(corners[first + mine]);
+    Box corner = load_whole(corners, first + mine);
     float area = box_area(corner);
     int kind = classes ? classes[first + mine] : 0, rows = row == column ? box : TILE;
     for (int i = 0; i < rows; i++)

@@ -38,10 +38,7 @@ def propose(probs: Any, deltas: Any, anchors: Any, frame: Any, *, count: int, nm
     settings = {"count": count, "nms_threshold": nms_threshold, "pre_nms_limit": pre_nms_limit, "weights": weights,
                 "min_size": min_size, "max_log_scale": max_log_scale, "inclusive": inclusive}
     if backend_name() == "torch":
-        from kmrcnn import kernels
-
-        if kernels.enabled(ops.convert_to_tensor(probs)):
-            return _launch(probs, deltas, _levels(anchors, per_level), frame, **settings)
+        return _as_torch_op(probs, deltas, _levels(anchors, per_level), frame, **settings)
     _, _, boxes, keep = proposal_steps(probs, deltas, anchors, frame, per_level=per_level, **settings)
     return chosen_boxes(boxes, keep)
 
@@ -100,7 +97,8 @@ def _filtered(scores: Any, boxes: Any, min_size: float) -> Any:
     """Scores with -inf where NaN or negative, and where a box is too small."""
     dropped = scores < 0.0
     if min_size:
-        dropped = ops.logical_or(dropped, ops.min(boxes[..., 2:] - boxes[..., :2], axis=-1) < min_size)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        dropped = ops.logical_or(dropped, ops.minimum(sides[..., 0], sides[..., 1]) < min_size)
     return ops.where(dropped, ops.full_like(scores, -float("inf")), scores)
 
 
@@ -113,8 +111,9 @@ def _best(keep: Any, scores: list, count: int) -> Any:
     return ops.pad(keep, [[0, 0], [0, missing]], constant_values=-1) if missing > 0 else keep
 
 
-def _launch(probs: Any, deltas: Any, levels: list, frame: Any, *, max_log_scale: float | None, **settings: Any) -> Any:
-    """`propose` by CUDA kernels; half precision is read as it is."""
+def _as_torch_op(probs: Any, deltas: Any, levels: list, frame: Any, *, max_log_scale: float | None,
+                 **settings: Any) -> Any:
+    """`propose` by the registered op, which reads half precision as it is."""
     from kmrcnn.ops import torch_nms
 
     probs, deltas = (ops.stop_gradient(as_float(x)) for x in (probs, deltas))

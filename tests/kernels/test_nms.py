@@ -43,7 +43,7 @@ def case(count: int, seed: int = 0, extent: float = 90) -> tuple[torch.Tensor, t
 
 def expected_nms(boxes, scores, class_ids, threshold, limit) -> np.ndarray:
     """The slow reference; like the ops it takes a box with a NaN for one without area."""
-    boxes = np.where(np.isnan(boxes).any(-1, keepdims=True), 0, boxes.numpy())
+    boxes = np.where(np.isnan(boxes.numpy()).any(-1, keepdims=True), 0, boxes.numpy())
     return np.stack([reference.greedy_nms(boxes[i], scores[i].numpy(), threshold, limit,
                                           None if class_ids is None else class_ids[i].numpy())
                      for i in range(len(boxes))])
@@ -201,10 +201,10 @@ def test_faults_in_nms_are_caught():
         ("(low & size) == 0", "true"),
         ("stride > 0; stride /= 2", "stride > 1; stride /= 2"),
         ("i < count ? sort_key", "i < count - 1 ? sort_key"),
-        ("index, (long", "index, (long") if False else ("(unsigned)index;", "~(unsigned)index;"),
+        ("(unsigned)index;", "~(unsigned)index;"),
         ("if (!(score > __int_as_float(0xff800000))) return UNUSABLE;", "if (score != score) return UNUSABLE;"),
-        ("has_nan(box)", "false"),
-        ("    kinds[box] = classes ? classes[first + other] : 0;\n  }\n  __syncthreads();", "    kinds[box] = classes ? classes[first + other] : 0;\n  }"),
+        ("has_nan(box) ?", "false ?"),
+        ("classes[first + other] : 0;\n  }\n  __syncthreads();", "classes[first + other] : 0;\n  }"),
         ("rows = row == column ? box : TILE", "rows = TILE"),
         ("rows = row == column ? box : TILE", "rows = row == column ? box : TILE - 1"),
         ("kind == kinds[i] && ", ""),
@@ -212,10 +212,10 @@ def test_faults_in_nms_are_caught():
         ("bool hit = false;", "bool hit = group == 7;"),
         ("row = group; row < column", "row = group; row < column - 1"),
         ("while (kept != last);", "while (false);"),
-        ("if (threadIdx.x % 32 == 0) suppressed[threadIdx.x / 32] = vote;\n    __syncthreads();", "if (threadIdx.x % 32 == 0) suppressed[threadIdx.x / 32] = vote;"),
+        ("= vote;\n    __syncthreads();", "= vote;"),
         ("place < limit) keep", "place < limit - 1) keep"),
         ("(1ull << bit) - 1", "(1ull << bit)"),
-        ("kept[column] = chosen, total = before + __popcll(chosen);", "kept[column] = open, total = before + __popcll(chosen);"),
+        ("kept[column] = chosen,", "kept[column] = open,"),
         ("i = total + threadIdx.x", "i = total + 1 + threadIdx.x"),
         ("i < 16; i++) open", "i < 15; i++) open"),
     ]
