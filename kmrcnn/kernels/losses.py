@@ -46,12 +46,11 @@ def focal_loss(logits: torch.Tensor, labels: torch.Tensor, alpha: float, gamma: 
     images, anchors, classes = logits.shape
     if logits.numel() == 0:
         return torch.zeros(images, dtype=torch.float32, device=logits.device)
-    tiles, rows = _tiles(logits, anchors * classes, images)
-    tiles = min(tiles, max(1, _SUM_BLOCKS // images))
+    parts = min(_tiles(logits, anchors * classes, images)[0], max(1, _SUM_BLOCKS // images))
     sums, losses = (torch.empty(shape, dtype=torch.float32, device=logits.device)
-                    for shape in ((images, tiles), (images,)))
-    _launch("focal_sums", logits, (tiles, rows), logits, labels, sums, *logits.shape, float(alpha), float(gamma))
-    _launch("focal_total", logits, (images,), sums, losses, tiles)
+                    for shape in ((images, parts), (images,)))
+    _launch("focal_sums", logits, (images, parts), logits, labels, sums, anchors, classes, float(alpha), float(gamma))
+    _launch("focal_total", logits, (images,), sums, losses, parts)
     return losses
 
 

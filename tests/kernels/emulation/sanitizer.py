@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 @cache
 def libasan() -> str | None:
     """Path of the sanitizer's library, None where g++ has none."""
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
+    return _library("libasan.so")
+
+
+def _library(name: str) -> str | None:
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=False)
     path = Path(found.stdout.strip())
     return str(path.resolve()) if path.is_absolute() and path.exists() else None
 
@@ -33,7 +37,9 @@ def run_sanitized(check: Callable[[], None], expect_error: bool = False) -> str:
     Raises:
         AssertionError: if the check failed, or the sanitizer found something (or nothing, with `expect_error`).
     """
-    environment = {**os.environ, "LD_PRELOAD": libasan(), "KMRCNN_EMULATOR_CHECKS": "address", "OMP_NUM_THREADS": "1",
+    # The sanitizer looks for C++'s exceptions when it is loaded; libraries that throw some come later.
+    preloaded = " ".join(filter(None, (libasan(), _library("libstdc++.so.6"))))
+    environment = {**os.environ, "LD_PRELOAD": preloaded, "KMRCNN_EMULATOR_CHECKS": "address", "OMP_NUM_THREADS": "1",
                    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:detect_stack_use_after_return=0"}
     code = f"from {check.__module__} import {check.__qualname__} as check; check()"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
