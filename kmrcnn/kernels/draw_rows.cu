@@ -28,8 +28,14 @@ __device__ __forceinline__ u64 candidate(const Candidates &from, int i) {
   return (u64)sampling_rank(from.seed, from.stream, i) << 32 | (unsigned)i;
 }
 
+// In shared memory.
+struct Narrowing {
+  int histogram[BINS], totals[BLOCK / 32];
+  int digit, smaller;  // the bin in which the last wanted candidate lies, and how many are in those before
+};
+
 // Sum of the values of this thread and all before it.
-__device__ int sum_up_to(int value, int *totals) {
+__device__ __forceinline__ int sum_up_to(int value, int *totals) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 #pragma unroll
   for (int step = 1; step < 32; step <<= 1) {
@@ -44,8 +50,8 @@ __device__ int sum_up_to(int value, int *totals) {
 
 // The `wanted` smallest candidates are below the result, and at most `room` are. No more than four share a rank, so
 // all its 31 bits always do with room for wanted + 3.
-__device__ u64 limit_of(const Candidates &from, int wanted, int room) {
-  __shared__ int histogram[BINS], totals[BLOCK / 32], digit, smaller;
+__device__ __forceinline__ u64 limit_of(const Candidates &from, int wanted, int room, Narrowing &shared) {
+  int *histogram = shared.histogram;
   if (from.count <= room) return NOBODY;
   unsigned prefix = 0;
   int shift = 31, before = 0;
@@ -62,16 +68,16 @@ __device__ u64 limit_of(const Candidates &from, int wanted, int room) {
     __syncthreads();
     int mine = 0, first = threadIdx.x * (BINS / BLOCK);
     for (int bin = first; bin < first + BINS / BLOCK; bin++) mine += histogram[bin];
-    int passed = before + sum_up_to(mine, totals) - mine;
+    int passed = before + sum_up_to(mine, shared.totals) - mine;
     if (passed < wanted && passed + mine >= wanted) {
       int bin = first;
       for (; passed + histogram[bin] < wanted; bin++) passed += histogram[bin];
-      digit = bin, smaller = passed;
+      shared.digit = bin, shared.smaller = passed;
     }
     __syncthreads();
-    prefix = prefix << bits | digit;
-    before = smaller;
-    int up_to = before + histogram[digit];
+    prefix = prefix << bits | shared.digit;
+    before = shared.smaller;
+    int up_to = before + histogram[shared.digit];
     __syncthreads();  // all have read before the next pass writes
     if (up_to <= room) break;
   }
@@ -84,6 +90,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 draw_rows(const signed char *label, int slots, const u64 *lists, int capacity, const int *counts, const int *seed,
           int stream, int max_positives, int size, float per_positive, int room, int *index, int *match) {
   extern __shared__ u64 pool[];
+  __shared__ Narrowing narrowing;
   __shared__ int filled;
   long long image = blockIdx.y;
   int kind = blockIdx.x;
@@ -103,7 +110,7 @@ draw_rows(const signed char *label, int slots, const u64 *lists, int capacity, c
   if (wanted == 0) return;  // all threads alike
 
   if (threadIdx.x == 0) filled = 0;
-  u64 limit = limit_of(from, wanted, room);
+  u64 limit = limit_of(from, wanted, room, narrowing);
   __syncthreads();
   for (int i = threadIdx.x; i < from.count; i += BLOCK) {
     u64 entry = candidate(from, i);

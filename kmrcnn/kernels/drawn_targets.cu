@@ -26,7 +26,7 @@ __device__ __forceinline__ u64 preference(bool claimed, float iou, int row) {
 }
 
 // The row of ground truth a box belongs to; by all lanes of a warp.
-__device__ int owner(Box box, long long image, const int *classes, const float4 *truth, int rows, Claims claims) {
+__device__ __forceinline__ int owner(Box box, long long image, const int *classes, const float4 *truth, int rows, Claims claims) {
   u64 chosen = 0;
   for (int row = threadIdx.x & 31; row < rows; row += 32) {
     long long at = image * rows + row;

@@ -34,7 +34,7 @@ struct Tile {
 
 // Rows first, first + 1, ... of an image without padding, in their order; by the first warp of a block.
 // best and above: from which IoU on an object claims a box, see claim_limits in kmrcnn/ops/matching.py.
-__device__ void fill_tile(Tile &tile, Truth truth, long long image, int first, const int *best, float above,
+__device__ __forceinline__ void fill_tile(Tile &tile, Truth truth, long long image, int first, const int *best, float above,
                           float share) {
   int lane = threadIdx.x, kept = 0;
   for (int part = 0; part < TILE; part += 32) {
@@ -71,7 +71,7 @@ best_of_objects(const float4 *boxes, int count, const int *classes, const float4
     area[e] = box_area(mine[e]);
   }
   for (int first = 0; first < rows; first += TILE) {
-    __syncthreads();  // nobody reads the tile before
+    __syncthreads();  // nobody reads the last tile of objects
     if (threadIdx.x < 32) fill_tile(tile, truth, blockIdx.y, first, nullptr, 0.f, 0.f);
     if (threadIdx.x < TILE) found[threadIdx.x] = 0;
     __syncthreads();
@@ -108,12 +108,12 @@ __device__ __forceinline__ bool inside(float4 box, float4 frame, float straddle)
 }
 
 // 1, 0 or -1. best: claims count, or null.
-__device__ int label_of(Box box, Tile &tile, Truth truth, const int *best, Rules rules) {
+__device__ __forceinline__ int label_of(Box box, Tile &tile, Truth truth, const int *best, Rules rules) {
   float area = box_area(box), most = -2.f, least = 2.f;
   bool claimed = false;
   int seen = 0;
   for (int first = 0; first < truth.rows; first += TILE) {
-    __syncthreads();  // nobody reads the tile before
+    __syncthreads();  // nobody reads the last tile
     if (threadIdx.x < 32) fill_tile(tile, truth, blockIdx.y, first, best, rules.above, rules.share);
     __syncthreads();
     for (int g = 0; g < tile.count; g++) {
