@@ -47,6 +47,7 @@ setup(
         "keras>=3.12",
         "numpy>=2.0",
         "h5py>=3.11",
+        "scipy>=1.11",
         "scikit-image>=0.22",
         "Pillow>=10",
         "pycocotools>=2.0.8",

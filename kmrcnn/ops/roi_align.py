@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,17 +129,17 @@ def _level_limits(strides: Sequence[int], level_rule: str, canonical_level: int,
     """Least area of a box for each level, 0 for the first; see `roi_levels`."""
     if level_rule not in LEVEL_RULES:
         raise ValueError(f"level_rule must be one of {LEVEL_RULES}, found {level_rule!r}")
-    limits = [0.0]
+    limits = [0.0]  # plain Python numbers: torch.compile would put NumPy's into the graph
     for stride in strides[1:]:
-        exponent = np.log2(stride) - canonical_level
+        exponent = math.log2(stride) - canonical_level
         if level_rule == "floor":
             side = canonical_size * (2.0 ** exponent - 1e-6)
         else:
             side = canonical_size * 2.0 ** (exponent - 0.5)
         limit = side * side
         if level_rule == "round" and image_shape is not None:
-            limit *= float(np.prod([(size - 1) / size for size in image_shape[:2]]))
-        limits.append(float(limit))
+            limit *= math.prod([(size - 1) / size for size in image_shape[:2]])
+        limits.append(limit)
     return tuple(limits)
 
 

@@ -58,7 +58,7 @@ def _backward(gradient: torch.Tensor, boxes: torch.Tensor, heights: list[int], w
         return [total.zero_() for total in maps]
     rows = [total.shape[:-1].numel() for total in maps]
     total = _spread(gradient.reshape(-1, gradient.shape[-1]).float(), *_taps(sizes, boxes, how), sum(rows))
-    return [part.to(like.dtype).view(like.shape) for part, like in zip(total.split(rows), maps, strict=True)]
+    return [part.to(like.dtype, copy=True).view(like.shape) for part, like in zip(total.split(rows), maps, strict=True)]
 
 
 def _spread(gradient: torch.Tensor, index: torch.Tensor, weight: torch.Tensor, rows: int) -> torch.Tensor:
