@@ -17,6 +17,8 @@ from kmrcnn.ops.nms import batched_nms, nms
 from kmrcnn.ops.proposals import proposal_steps, propose
 from kmrcnn.ops.rle import paste_masks_rle
 from kmrcnn.ops.roi_align import crop_and_resize, multilevel_roi_align, roi_align
+from kmrcnn.ops.roi_targets import roi_targets
+from kmrcnn.ops.rpn_targets import rpn_targets
 from kmrcnn.ops.sampling import hash_int32, sample_indices, sample_mask
 from kmrcnn.ops.soft_nms import soft_nms
 
@@ -24,5 +26,6 @@ __all__ = [
     "batched_nms", "box_area", "box_iou", "clip_boxes", "crop_and_resize", "crop_masks", "decode_boxes",
     "denorm_boxes", "encode_boxes", "generate_anchors", "generate_pyramid_anchors", "hash_int32", "mask_loss",
     "match_boxes", "multilevel_roi_align", "nms", "norm_boxes", "paste_masks", "paste_masks_rle", "proposal_steps",
-    "propose", "pyramid_shapes", "roi_align", "sample_indices", "sample_mask", "sigmoid_focal_loss", "soft_nms",
+    "propose", "pyramid_shapes", "roi_align", "roi_targets", "rpn_targets", "sample_indices", "sample_mask",
+    "sigmoid_focal_loss", "soft_nms",
 ]
