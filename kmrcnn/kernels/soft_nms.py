@@ -28,10 +28,10 @@ def soft_nms(boxes: torch.Tensor, scores: torch.Tensor, class_ids: torch.Tensor 
         (B, max_outputs) int32 and float32.
     """
     batch, count = scores.shape
-    keep = torch.full((batch, max_outputs), -1, dtype=torch.int32, device=boxes.device)
-    kept_scores = torch.zeros((batch, max_outputs), dtype=torch.float32, device=boxes.device)
+    keep = torch.empty((batch, max_outputs), dtype=torch.int32, device=boxes.device)
+    kept_scores = torch.empty((batch, max_outputs), dtype=torch.float32, device=boxes.device)
     if batch == 0 or count == 0 or max_outputs == 0:
-        return keep, kept_scores
+        return keep.fill_(-1), kept_scores.zero_()
     class_ids = None if class_ids is None else class_ids.contiguous()
     scratch = torch.empty((batch, count), dtype=torch.float32, device=boxes.device)
     _KERNELS.get("soft_nms", boxes.device)(
