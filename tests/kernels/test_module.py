@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -113,21 +117,14 @@ def test_mutations_are_caught_and_survivors_named():
     assert survivors(TRIAL, [harmless], check_row_sums) == [f"{harmless[0]!r} -> {harmless[1]!r}"]
 
 
-def sums_within_bounds() -> None:
-    with emulation():
-        row_sums()
-
-
 def sums_beyond_a_tensor() -> None:
     with emulation():
         row_sums(rows=3, out_rows=2)
 
 
 @pytest.mark.skipif(libasan() is None, reason="g++ has no address sanitizer")
-@pytest.mark.parametrize(("check", "faulty"), [(sums_within_bounds, False), (sums_beyond_a_tensor, True)])
-def test_address_sanitizer(check, faulty):
-    report = run_sanitized(check, expect_error=faulty)
-    assert not faulty or "trial.cu" in report
+def test_address_sanitizer_names_the_line():
+    assert "trial.cu" in run_sanitized(sums_beyond_a_tensor, expect_error=True)
 
 
 def test_use_is_restored_and_compiles_once(emulator):
@@ -149,3 +146,53 @@ def test_type_names():
     assert type_name(torch.bfloat16) == "__nv_bfloat16"
     with pytest.raises(ValueError, match="found torch.float64"):
         type_name(torch.float64)
+
+
+@pytest.fixture
+def unanswered():
+    """`available` and `status` look again."""
+    kernels._obstacle.cache_clear()
+    yield
+    kernels._obstacle.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says why there are no kernels without a GPU")
+def test_status_without_a_gpu(unanswered):
+    assert kernels.status() == f"kernels not in use: torch {torch.__version__} finds no NVIDIA GPU"
+    assert not kernels.available() and not kernels.enabled(torch.zeros(1))
+    kernels.warmup()
+
+
+def test_status_when_switched_off(unanswered, monkeypatch):
+    monkeypatch.setenv("KMRCNN_KERNELS", "0")
+    assert kernels.status() == "kernels not in use: switched off by KMRCNN_KERNELS=0"
+
+
+@pytest.mark.parametrize(("cupy", "message"), [
+    (None, "CuPy is not installed .*pip install 'kmrcnn.cuda13.'"),
+    ({"cuda": {"is_available": lambda: False}}, "CuPy 14 finds no GPU"),
+    ({"cuda": {"is_available": lambda: True}}, "CuPy 14 cannot compile kernels .AttributeError"),
+])
+def test_status_names_what_is_missing(unanswered, monkeypatch, cupy, message):
+    """A GPU that torch sees, and CuPy in different states."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    stand_in = cupy and SimpleNamespace(__version__="14", cuda=SimpleNamespace(**cupy["cuda"]))
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    assert re.match(f"kernels not in use: {message}", kernels.status())
+    assert not kernels.available()
+
+
+def test_warmup_makes_a_module_of_every_file():
+    made = set()
+
+    class Recorded:
+        def __init__(self, source, options):
+            made.add(re.findall(r'#line \d+ "(\w+\.cu)"', source)[-1])
+
+        def get_function(self, name):
+            return name
+
+    with module.use(Recorded):
+        kernels.warmup()
+    assert made == {path.name for path in module.FOLDER.glob("*.cu")}

@@ -33,7 +33,6 @@
 #else
 #define __shared__ static __attribute__((section("cuda_shared")))
 #endif
-#define UNCHECKED __attribute__((no_sanitize_thread)) inline
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
@@ -51,7 +50,6 @@ struct Fiber {
   int line;
   unsigned mask, group;       // lanes asked for by a warp operation, and those that took part
   uint64_t published, seen;   // a lane's value for the others, and what they see after the meeting
-  unsigned warp_epoch;
   uint3 index;
 };
 constexpr unsigned MOST_THREADS = 1024;
@@ -59,10 +57,9 @@ constexpr size_t STACK = 256 * 1024;
 static Fiber fibers[MOST_THREADS];
 static char *stacks;
 static void *scheduler;
-static unsigned current, threads, order, block_number, block_epoch;
+static unsigned current, threads, order;
 static char *dynamic_shared;
 static size_t dynamic_bytes;
-static bool fenced;
 static char message[512];
 static void (*body)(void *);
 static void *body_argument;
@@ -76,33 +73,33 @@ asm(".text\n.type emulation_switch,@function\n.globl emulation_switch\n.hidden e
 #error "the fiber switch is written for x86-64"
 #endif
 
-UNCHECKED unsigned thread_number() {
+inline unsigned thread_number() {
   return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
 }
-UNCHECKED unsigned lane() { return current & 31; }
-UNCHECKED unsigned first_lane() { return current & ~31u; }
+inline unsigned lane() { return current & 31; }
+inline unsigned first_lane() { return current & ~31u; }
 
-UNCHECKED void wait(Wait kind, unsigned mask, int line) {
+inline void wait(Wait kind, unsigned mask, int line) {
   Fiber &fiber = fibers[current];
   fiber.wait = kind, fiber.mask = mask, fiber.line = line;
   emulation_switch(&fiber.stack_pointer, scheduler);
 }
 
-UNCHECKED void entry() {
+inline void entry() {
   body(body_argument);
   wait(DONE, 0, 0);
 }
 
-UNCHECKED void prepare(unsigned number) {
+inline void prepare(unsigned number) {
   void **top = (void **)(stacks + (number + 1) * STACK);
   *--top = nullptr;
   *--top = (void *)entry;
   for (int saved = 0; saved < 6; saved++) *--top = nullptr;
-  fibers[number] = {top, READY, 0, 0, 0, 0, 0, 0,
+  fibers[number] = {top, READY, 0, 0, 0, 0, 0,
                     {number % blockDim.x, number / blockDim.x % blockDim.y, number / (blockDim.x * blockDim.y)}};
 }
 
-UNCHECKED bool fail(const char *what, const Fiber &one, const Fiber &other) {
+inline bool fail(const char *what, const Fiber &one, const Fiber &other) {
   static const char *places[] = {"running", "__syncthreads", "a warp operation", "the end"};
   snprintf(message, sizeof message, "%s in block (%u,%u,%u): thread (%u,%u,%u) is at %s, line %d; thread (%u,%u,%u) at "
            "%s, line %d", what, blockIdx.x, blockIdx.y, blockIdx.z, one.index.x, one.index.y, one.index.z,
@@ -111,7 +108,7 @@ UNCHECKED bool fail(const char *what, const Fiber &one, const Fiber &other) {
 }
 
 // Lets the lanes of a warp operation go once all of them (that still run) have come. False: they never can.
-UNCHECKED bool meet(unsigned number, bool &moved) {
+inline bool meet(unsigned number, bool &moved) {
   Fiber &one = fibers[number];
   unsigned first = number & ~31u, group = 0;
   if (!(one.mask >> (number & 31) & 1)) return fail("lane outside its own mask", one, one);
@@ -125,23 +122,22 @@ UNCHECKED bool meet(unsigned number, bool &moved) {
   for (unsigned lane = 0; lane < 32; lane++)
     if (group >> lane & 1) {
       Fiber &other = fibers[first + lane];
-      other.wait = READY, other.group = group, other.seen = other.published, other.warp_epoch++;
+      other.wait = READY, other.group = group, other.seen = other.published;
     }
   return moved = true;
 }
 
-UNCHECKED bool release_block() {
+inline bool release_block() {
   for (unsigned i = 0; i < threads; i++) {
     if (fibers[i].wait != BLOCK || fibers[i].line != fibers[0].line)
       return fail("divergent barrier", fibers[0], fibers[i]);
   }
   for (unsigned i = 0; i < threads; i++) fibers[i].wait = READY;
-  block_epoch++;
   return true;
 }
 
 // The k-th of n in the order asked for: 0 forward, 1 backward, above that a walk with a large odd-looking step.
-UNCHECKED unsigned nth(unsigned k, unsigned n) {
+inline unsigned nth(unsigned k, unsigned n) {
   if (order < 2) return order == 0 ? k : n - 1 - k;
   unsigned step = n * 5 / 8 + order;
   for (;; step++) {
@@ -152,7 +148,7 @@ UNCHECKED unsigned nth(unsigned k, unsigned n) {
   return (unsigned)(((uint64_t)k * step + order) % n);
 }
 
-UNCHECKED bool run_block() {
+inline bool run_block() {
   for (unsigned i = 0; i < threads; i++) prepare(i);
   for (unsigned left = threads; left;) {
     bool moved = false;
@@ -172,24 +168,24 @@ UNCHECKED bool run_block() {
 
 extern "C" __attribute__((weak)) char __start_cuda_shared, __stop_cuda_shared;
 
-UNCHECKED void fill_shared() {
+inline void fill_shared() {
 #ifndef __SANITIZE_ADDRESS__
   if (&__start_cuda_shared) memset(&__start_cuda_shared, 0xFF, &__stop_cuda_shared - &__start_cuda_shared);
 #endif
   memset(dynamic_shared, 0xFF, dynamic_bytes);
 }
 
-UNCHECKED const char *run_grid(const unsigned *shape, size_t shared_bytes, unsigned asked_order) {
+inline const char *run_grid(const unsigned *shape, size_t shared_bytes, unsigned asked_order) {
   gridDim = {shape[0], shape[1], shape[2]}, blockDim = {shape[3], shape[4], shape[5]};
-  threads = shape[3] * shape[4] * shape[5], order = asked_order, fenced = false, message[0] = 0;
+  threads = shape[3] * shape[4] * shape[5], order = asked_order, message[0] = 0;
   if (!stacks)
     stacks = (char *)mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   dynamic_shared = (char *)aligned_alloc(16, (shared_bytes + 15) / 16 * 16), dynamic_bytes = shared_bytes;
   unsigned blocks = shape[0] * shape[1] * shape[2];
   for (unsigned k = 0; k < blocks && !message[0]; k++) {
-    block_number = nth(k, blocks), block_epoch = 0;
-    blockIdx = {block_number % shape[0], block_number / shape[0] % shape[1], block_number / (shape[0] * shape[1])};
+    unsigned number = nth(k, blocks);
+    blockIdx = {number % shape[0], number / shape[0] % shape[1], number / (shape[0] * shape[1])};
     fill_shared();
     run_block();
   }
@@ -204,7 +200,7 @@ template <class Type> constexpr char kind() {
 }
 
 // What the parameters are, for the launcher in Python to check its arguments: "p8 i4 f4".
-template <class... Types> UNCHECKED const char *describe(void (*)(Types...)) {
+template <class... Types> inline const char *describe(void (*)(Types...)) {
   static char text[16 * sizeof...(Types) + 1];
   char *end = text;
   ((end += sprintf(end, "%c%zu ", kind<Types>(), sizeof(Types))), ...);
@@ -212,16 +208,16 @@ template <class... Types> UNCHECKED const char *describe(void (*)(Types...)) {
 }
 
 template <class... Types, size_t... I>
-UNCHECKED void call(void (*kernel)(Types...), void **arguments, std::index_sequence<I...>) {
+inline void call(void (*kernel)(Types...), void **arguments, std::index_sequence<I...>) {
   kernel(*(std::remove_reference_t<Types> *)arguments[I]...);
 }
 
 template <class... Types>
-UNCHECKED const char *launch(void (*kernel)(Types...), const unsigned *shape, void **arguments, size_t shared_bytes,
+inline const char *launch(void (*kernel)(Types...), const unsigned *shape, void **arguments, size_t shared_bytes,
                              unsigned asked_order) {
   struct Job { void (*kernel)(Types...); void **arguments; } job{kernel, arguments};
   body_argument = &job;
-  body = [](void *p) __attribute__((no_sanitize_thread)) {
+  body = [](void *p) {
     call(((Job *)p)->kernel, ((Job *)p)->arguments, std::index_sequence_for<Types...>());
   };
   return run_grid(shape, shared_bytes, asked_order);
@@ -229,7 +225,7 @@ UNCHECKED const char *launch(void (*kernel)(Types...), const unsigned *shape, vo
 
 // ---- what a lane tells the others ---------------------------------------------------------------------------------
 
-template <class Type> UNCHECKED uint64_t bits(Type value) {
+template <class Type> inline uint64_t bits(Type value) {
   static_assert(sizeof(Type) <= 8, "warp operations take up to 64 bits");
   uint64_t raw = 0;
   memcpy(&raw, &value, sizeof value);
@@ -237,7 +233,7 @@ template <class Type> UNCHECKED uint64_t bits(Type value) {
 }
 
 // A lane outside the operation gives 0xFF..., as nobody may rely on its value.
-template <class Type> UNCHECKED Type from_lane(unsigned source) {
+template <class Type> inline Type from_lane(unsigned source) {
   const Fiber &other = fibers[first_lane() + (source & 31)];
   uint64_t raw = fibers[current].group >> (source & 31) & 1 ? other.seen : ~0ull;
   Type value;
@@ -245,27 +241,26 @@ template <class Type> UNCHECKED Type from_lane(unsigned source) {
   return value;
 }
 
-template <class Type> UNCHECKED void meet_lanes(unsigned mask, Type value, int line) {
+template <class Type> inline void meet_lanes(unsigned mask, Type value, int line) {
   fibers[current].published = bits(value);
   wait(WARP, mask, line);
 }
 
-UNCHECKED unsigned agreeing(uint64_t raw) {
+inline unsigned agreeing(uint64_t raw) {
   unsigned lanes = 0, group = fibers[current].group;
   for (unsigned i = 0; i < 32; i++)
     if (group >> i & 1 && fibers[first_lane() + i].seen == raw) lanes |= 1u << i;
   return lanes;
 }
 
-UNCHECKED void touch(const void *address, size_t size, bool write, bool atomic);
 static int counts[MOST_THREADS];
 }  // namespace emulation
 
 // ---- barriers and warp operations ---------------------------------------------------------------------------------
 
 #define HERE int line = __builtin_LINE()
-UNCHECKED void __syncthreads(HERE) { emulation::wait(emulation::BLOCK, 0, line); }
-UNCHECKED int __syncthreads_count(int predicate, HERE) {
+inline void __syncthreads(HERE) { emulation::wait(emulation::BLOCK, 0, line); }
+inline int __syncthreads_count(int predicate, HERE) {
   using namespace emulation;
   counts[current] = predicate != 0;
   wait(BLOCK, 0, line);
@@ -274,41 +269,41 @@ UNCHECKED int __syncthreads_count(int predicate, HERE) {
   wait(BLOCK, 0, line);
   return total;
 }
-UNCHECKED int __syncthreads_or(int predicate, HERE) { return __syncthreads_count(predicate, line) > 0; }
-UNCHECKED int __syncthreads_and(int predicate, HERE) {
+inline int __syncthreads_or(int predicate, HERE) { return __syncthreads_count(predicate, line) > 0; }
+inline int __syncthreads_and(int predicate, HERE) {
   return __syncthreads_count(predicate, line) == (int)emulation::threads;
 }
-UNCHECKED void __syncwarp(unsigned mask = ~0u, HERE) { emulation::meet_lanes(mask, 0, line); }
-UNCHECKED void __threadfence() { emulation::fenced = true; }
-UNCHECKED void __threadfence_block() {}
+inline void __syncwarp(unsigned mask = ~0u, HERE) { emulation::meet_lanes(mask, 0, line); }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
 
-template <class Type> UNCHECKED Type __shfl_sync(unsigned mask, Type value, int source, int width = 32, HERE) {
+template <class Type> inline Type __shfl_sync(unsigned mask, Type value, int source, int width = 32, HERE) {
   emulation::meet_lanes(mask, value, line);
   unsigned base = emulation::lane() & ~(width - 1);
   return emulation::from_lane<Type>(base + (source & (width - 1)));
 }
-template <class Type> UNCHECKED Type __shfl_xor_sync(unsigned mask, Type value, int other, int width = 32, HERE) {
+template <class Type> inline Type __shfl_xor_sync(unsigned mask, Type value, int other, int width = 32, HERE) {
   emulation::meet_lanes(mask, value, line);
   unsigned lane = emulation::lane(), source = lane ^ other;
   return source / width > lane / width ? value : emulation::from_lane<Type>(source);
 }
-template <class Type> UNCHECKED Type __shfl_down_sync(unsigned mask, Type value, unsigned by, int width = 32, HERE) {
+template <class Type> inline Type __shfl_down_sync(unsigned mask, Type value, unsigned by, int width = 32, HERE) {
   emulation::meet_lanes(mask, value, line);
   unsigned lane = emulation::lane();
   return lane % width + by >= (unsigned)width ? value : emulation::from_lane<Type>(lane + by);
 }
-template <class Type> UNCHECKED Type __shfl_up_sync(unsigned mask, Type value, unsigned by, int width = 32, HERE) {
+template <class Type> inline Type __shfl_up_sync(unsigned mask, Type value, unsigned by, int width = 32, HERE) {
   emulation::meet_lanes(mask, value, line);
   unsigned lane = emulation::lane();
   return lane % width < by ? value : emulation::from_lane<Type>(lane - by);
 }
-UNCHECKED unsigned __ballot_sync(unsigned mask, int predicate, HERE) {
+inline unsigned __ballot_sync(unsigned mask, int predicate, HERE) {
   emulation::meet_lanes(mask, (uint64_t)(predicate != 0), line);
   return emulation::agreeing(1);
 }
-UNCHECKED int __any_sync(unsigned mask, int predicate, HERE) { return __ballot_sync(mask, predicate, line) != 0; }
-UNCHECKED int __all_sync(unsigned mask, int predicate, HERE) { return __ballot_sync(mask, !predicate, line) == 0; }
-template <class Type> UNCHECKED unsigned __match_any_sync(unsigned mask, Type value, HERE) {
+inline int __any_sync(unsigned mask, int predicate, HERE) { return __ballot_sync(mask, predicate, line) != 0; }
+inline int __all_sync(unsigned mask, int predicate, HERE) { return __ballot_sync(mask, !predicate, line) == 0; }
+template <class Type> inline unsigned __match_any_sync(unsigned mask, Type value, HERE) {
   emulation::meet_lanes(mask, value, line);
   return emulation::agreeing(emulation::bits(value));
 }
@@ -316,8 +311,7 @@ template <class Type> UNCHECKED unsigned __match_any_sync(unsigned mask, Type va
 // ---- atomics: no other fiber runs meanwhile -------------------------------------------------------------------------
 
 #define ATOMIC(name, result)                                                                                     \
-  template <class Type> UNCHECKED Type name(Type *address, std::common_type_t<Type> value) {                      \
-    emulation::touch(address, sizeof(Type), true, true);                                                          \
+  template <class Type> inline Type name(Type *address, std::common_type_t<Type> value) {                      \
     Type old = *address;                                                                                          \
     *address = (result);                                                                                          \
     return old;                                                                                                   \
@@ -331,16 +325,10 @@ ATOMIC(atomicAnd, old & value)
 ATOMIC(atomicXor, old ^ value)
 ATOMIC(atomicExch, value)
 template <class Type>
-UNCHECKED Type atomicCAS(Type *address, std::common_type_t<Type> expected, std::common_type_t<Type> value) {
-  emulation::touch(address, sizeof(Type), true, true);
+inline Type atomicCAS(Type *address, std::common_type_t<Type> expected, std::common_type_t<Type> value) {
   Type old = *address;
   if (old == expected) *address = value;
   return old;
 }
 
 #include "cuda_cpu_types.h"
-#ifdef EMULATE_RACES
-#include "cuda_cpu_races.h"
-#else
-UNCHECKED void emulation::touch(const void *, size_t, bool, bool) {}
-#endif

@@ -23,7 +23,7 @@ import numpy as np
 from kmrcnn.kernels import module
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("cuda_cpu.h", "cuda_cpu_types.h", "cuda_cpu_races.h")
+HEADERS = ("cuda_cpu.h", "cuda_cpu_types.h")
 ORDERS = (0, 1, 7)  # forward, backward, and a walk in large steps
 MAX_THREADS = 1024
 _SHARED_LIMIT = 227 * 1024  # bytes a block may ask for on sm_90; less on older GPUs, where kernels must ask for less
@@ -46,7 +46,7 @@ class Emulator:
 
     Attributes:
         order: order in which threads and blocks run, one of `ORDERS`.
-        checks: "" or "address" (needs libasan preloaded, see `sanitizer.py`) or "races".
+        checks: "" or "address" (needs libasan preloaded, see `sanitizer.py`).
         edits: [(text, replacement)] applied to every source that contains the text.
         launches: how often each kernel has been launched.
     """
@@ -105,7 +105,7 @@ class EmulatedModule:
 def build(source: str, defines: tuple[str, ...], checks: str) -> Path:
     """The shared library of a source; kept in the temporary folder under its hash."""
     flags = ["-std=c++17", "-O1", "-g1", "-fPIC", "-w", "-ffp-contract=off", *defines]
-    flags += {"": [], "address": ["-fsanitize=address"], "races": ["-fsanitize=thread", "-DEMULATE_RACES"]}[checks]
+    flags += {"": [], "address": ["-fsanitize=address"]}[checks]
     text = _with_launchers(source)
     headers = "".join((HERE / name).read_text() for name in HEADERS)
     key = hashlib.sha256("\0".join([text, headers, *flags]).encode()).hexdigest()[:24]
@@ -116,7 +116,7 @@ def build(source: str, defines: tuple[str, ...], checks: str) -> Path:
         return library
     unfinished = folder / f"{key}-{os.getpid()}"
     Path(f"{unfinished}.cpp").write_text(text)
-    # Linked without the sanitizers: what their instrumentation calls is preloaded or in cuda_cpu_races.h.
+    # Linked without the sanitizer: what its instrumentation calls is preloaded.
     made = [["g++", "-include", str(HERE / "cuda_cpu.h"), *flags, "-c", f"{unfinished}.cpp", "-o", f"{unfinished}.o"],
             ["g++", "-shared", f"{unfinished}.o", "-o", str(unfinished)]]
     for command in made:
