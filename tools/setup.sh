@@ -86,6 +86,8 @@ run_tests() {
     install --editable "$ROOT[test,jax,kerascv$(cuda_extra)]" "$tensorflow"
     # What the tests compare with. Its Python code is enough, and without its dependencies no other torch is fetched.
     install --no-deps "$TORCHVISION"
+    # The compiler of CUDA kernels, which needs no GPU. This one knows every architecture from Volta to Blackwell.
+    [ "$(uname)" != Linux ] || install nvidia-cuda-nvrtc-cu12
     report_device
     cd "$ROOT"
     say "ruff check"
