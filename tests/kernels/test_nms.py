@@ -110,23 +110,6 @@ def test_iou_is_rounded_as_in_the_ops(emulator):
                            fixpoint_nms(boxes, scores, None, threshold, 150))
 
 
-def expected_soft(boxes, scores, classes, threshold, limit, method, sigma, min_score) -> tuple[list, list]:
-    """Of one image, one box at a time in float64."""
-    left = {i: float(score) for i, score in enumerate(scores) if score >= min_score and score > -np.inf}
-    kept, kept_scores = [], []
-    while left and len(kept) < limit:
-        best = max(left, key=lambda i: (left[i], -i))
-        kept.append(best)
-        kept_scores.append(left.pop(best))
-        for i in list(left):
-            iou = reference.iou(boxes[best], boxes[i]) if classes is None or classes[i] == classes[best] else 0.0
-            linear = 1 - iou if iou > threshold else 1
-            left[i] *= linear if method == "linear" else np.exp(-(iou**2) / sigma)
-            if left[i] < min_score:
-                del left[i]
-    return kept + [-1] * (limit - len(kept)), kept_scores + [0.0] * (limit - len(kept))
-
-
 def soft_case(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `case`, but scores are distinct and positive: equal ones would be ordered by rounding once lowered."""
     boxes, scores, class_ids = case(count)
@@ -147,7 +130,8 @@ SOFT_SETTINGS = [  # with classes, threshold, limit, method, sigma, lowest score
 @cache
 def soft_answer(count: int, with_classes: bool, *settings) -> list[tuple[list, list]]:
     boxes, scores, class_ids = (x.numpy() for x in soft_case(count))
-    return [expected_soft(boxes[i], scores[i], class_ids[i] if with_classes else None, *settings) for i in range(3)]
+    return [reference.soft_nms(boxes[i], scores[i], class_ids[i] if with_classes else None, *settings)
+            for i in range(3)]
 
 
 def check_soft(count: int, run=soft_nms) -> None:

@@ -10,22 +10,6 @@ from tests.ops.modes import every_mode, random_boxes, run
 from tests.reference import boxes as reference
 
 
-def expected(boxes, scores, classes, threshold, limit, method, sigma, min_score):
-    left = {i: float(score) for i, score in enumerate(scores) if score >= min_score}
-    kept, kept_scores = [], []
-    while left and len(kept) < limit:
-        best = max(left, key=lambda i: (left[i], -i))
-        kept.append(best)
-        kept_scores.append(left.pop(best))
-        for i in list(left):
-            iou = reference.iou(boxes[best], boxes[i]) if classes is None or classes[i] == classes[best] else 0.0
-            linear = 1 - iou if iou > threshold else 1
-            left[i] *= linear if method == "linear" else np.exp(-(iou**2) / sigma)
-            if left[i] < min_score:
-                del left[i]
-    return kept + [-1] * (limit - len(kept)), kept_scores + [0.0] * (limit - len(kept))
-
-
 @pytest.mark.parametrize(("method", "with_classes"), [("linear", False), ("linear", True), ("gaussian", True)])
 def test_equals_the_reference(method, with_classes):
     rng = np.random.default_rng(0)
@@ -39,7 +23,7 @@ def test_equals_the_reference(method, with_classes):
         assert index.dtype == "int32" and kept.dtype == "float32"
         for image in range(2):
             classes = class_ids[image] if with_classes else None
-            wanted, left = expected(boxes[image], scores[image], classes, *settings)
+            wanted, left = reference.soft_nms(boxes[image], scores[image], classes, *settings)
             np.testing.assert_array_equal(index[image], wanted, err_msg=mode)
             np.testing.assert_allclose(kept[image], left, rtol=1e-4, atol=1e-6, err_msg=mode)
 

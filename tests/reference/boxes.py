@@ -70,3 +70,20 @@ def match(iou, thresholds, labels, low_quality=False, valid=None, above=0.0, rea
         index.append(best or 0)
         label.append(named)
     return np.array(index, int), np.array(label, int)
+
+
+def soft_nms(boxes, scores, classes, threshold, limit, method, sigma, min_score) -> tuple[list, list]:
+    """(indices padded with -1, scores padded with 0) of one image, one box at a time in float64 (Bodla et al. 2017)."""
+    left = {i: float(score) for i, score in enumerate(scores) if score >= min_score and score > -np.inf}
+    kept, kept_scores = [], []
+    while left and len(kept) < limit:
+        best = max(left, key=lambda i: (left[i], -i))
+        kept.append(best)
+        kept_scores.append(left.pop(best))
+        for i in list(left):
+            overlap = iou(boxes[best], boxes[i]) if classes is None or classes[i] == classes[best] else 0.0
+            linear = 1 - overlap if overlap > threshold else 1
+            left[i] *= linear if method == "linear" else np.exp(-(overlap**2) / sigma)
+            if left[i] < min_score:
+                del left[i]
+    return kept + [-1] * (limit - len(kept)), kept_scores + [0.0] * (limit - len(kept))
