@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kmrcnn.config_rules import PASTE_RULES
 from kmrcnn.data.resample import resize_bilinear
-
-PASTE_RULES = ("matterport", "torchvision", "detectron2")
 
 
 def paste_masks(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import keras
 
 from kmrcnn.config import Config
+from kmrcnn.config_rules import LOSSES
 from kmrcnn.layers import BoxColumns, InternalToNormalized, LeadingROIs, PixelsToInternal
 from kmrcnn.losses import HeadBoxLoss, HeadClassLoss, MaskLoss, RPNBoxLoss, RPNClassLoss
 from kmrcnn.models.parts import (
@@ -23,7 +24,7 @@ from kmrcnn.models.parts import (
     training_proposals,
 )
 
-LOSS_NAMES = ("rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss")
+LOSS_NAMES = LOSSES
 
 
 def build_training_model(config: Config) -> keras.Model:
