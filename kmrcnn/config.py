@@ -99,6 +99,10 @@ class Config:
     IMAGES_PER_GPU = 2
     STEPS_PER_EPOCH = 1000
     VALIDATION_STEPS = 50  # batches at the end of each epoch
+    # How steps run, see kmrcnn.engine: "graph", "compiled", "traced", "eager"; "auto": the fastest that pays
+    ENGINE = "auto"
+    PRECISION: str | None = None  # "float32", "bfloat16" or "float16" (mixed); None: Keras' own dtype policy
+    GRADIENT_ACCUMULATION = 1  # batches whose gradients are averaged for one update of the weights
 
     # --- network
     # A name of kmrcnn.backbones.ARCHITECTURES or f(input_image, stage5=True, train_bn=...) -> [C1, ..., C5]

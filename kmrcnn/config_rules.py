@@ -117,9 +117,9 @@ def _image_shapes(key: str, value: Any) -> None:
 
 # Settings that share one rule.
 _COUNTS = (
-    "GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "FPN_CLASSIF_FC_LAYERS_SIZE", "TOP_DOWN_PYRAMID_SIZE",
-    "RPN_CONV_SIZE", "RPN_CONVS", "BOX_HEAD_FCS", "BOX_CONV_SIZE", "MASK_CONV_SIZE", "GN_GROUPS",
-    "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
+    "GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "GRADIENT_ACCUMULATION", "FPN_CLASSIF_FC_LAYERS_SIZE",
+    "TOP_DOWN_PYRAMID_SIZE", "RPN_CONV_SIZE", "RPN_CONVS", "BOX_HEAD_FCS", "BOX_CONV_SIZE", "MASK_CONV_SIZE",
+    "GN_GROUPS", "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
     "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
     "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT",
@@ -184,6 +184,8 @@ RULES: dict[str, Rule] = {
     "ROI_LEVEL_RULE": _choice("round", "floor"),
     "WEIGHT_DECAY_RULE": _choice("mean", "sum"),
     "LOSS_DENOMINATOR": _choice("count", "fixed", "sampled"),
+    "ENGINE": _choice("auto", "graph", "compiled", "traced", "eager"),
+    "PRECISION": _choice(None, "float32", "bfloat16", "float16"),
     "LOADER_BACKEND": _choice("auto", "process", "thread"),
 }
 

@@ -13,7 +13,7 @@ from keras import ops
 from kmrcnn.config import Config
 from kmrcnn.data.image import mold_input
 from kmrcnn.data.paste import paste_masks
-from kmrcnn.engine.step import build_predict_step
+from kmrcnn.engine.step import build_detect_step
 from kmrcnn.utils import norm_boxes
 
 # Matterport's result for one image: rois int32 (N, 4) half-open pixels, class_ids int32 (N,), scores float32 (N,),
@@ -42,7 +42,7 @@ class Detector:
 
     def __init__(self, model: keras.Model, config: Config):
         self._config = config
-        self._predict = build_predict_step(model, _own_masks)
+        self._predict = build_detect_step(model, _own_masks)
         self._lock = threading.Lock()
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Result]:
@@ -90,7 +90,7 @@ class Detector:
                                   .astype(np.float32),
         }
         with self._lock:
-            outputs = self._predict(batch)
+            outputs = {name: ops.convert_to_numpy(value) for name, value in self._predict(batch).items()}
         masks_of_images = outputs.get("masks", [None] * len(group))
         for image, detections, masks in zip(group, outputs["detections"], masks_of_images, strict=False):
             results[image.index] = unmold(detections, masks, image.original_shape, shape, image.window,

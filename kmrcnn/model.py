@@ -31,7 +31,7 @@ from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
-from kmrcnn.engine.step import build_eval_step, build_predict_step, build_train_step
+from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
 from kmrcnn.graphs import *  # noqa: F403
 from kmrcnn.importers.assign import LoadReport
 from kmrcnn.importers.load import load_into, save_model
@@ -388,10 +388,10 @@ class MaskRCNN:
         if image_metas is None:
             images, image_metas, _ = self.mold_inputs(images)
         tensors = self._named_tensors.collect(outputs)
-        step = build_predict_step(keras.Model(self.keras_model.input, dict(tensors)), lambda results: results)
+        step = build_detect_step(keras.Model(self.keras_model.input, dict(tensors)), lambda results: results)
         arrays = step({"input_image": np.asarray(images, np.float32),
                        "input_image_meta": np.asarray(image_metas, np.float32)})
-        results = OrderedDict((name, _unpadded(arrays[name])) for name in tensors)
+        results = OrderedDict((name, _unpadded(keras.ops.convert_to_numpy(arrays[name]))) for name in tensors)
         for name, array in results.items():
             log(name, array)
         return results

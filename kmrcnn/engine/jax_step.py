@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import keras
-import numpy as np
 
-from kmrcnn.engine.objective import is_decayed, objective
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.objective import Objective, is_decayed
 from kmrcnn.engine.step import model_inputs
 
 
@@ -19,13 +19,14 @@ class TrainStep:
     rate, takes effect in the next step.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_weights: dict,
-                 weight_decay: float, weight_decay_rule: str):
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
+                 execution: Execution):
+        self.engine = ""
         self._model = model
         self._variables = [*model.trainable_variables, *model.non_trainable_variables, *optimizer.variables]
         self._seen: list = [None] * len(self._variables)
         self._state: list = [None] * len(self._variables)
-        self._step = _compile(model, optimizer, loss_weights, weight_decay, weight_decay_rule)
+        self._step = _compile(model, optimizer, objective, execution)
         # Keras' callbacks ask their model for this before they read it, so that they see current weights.
         model.jax_state_sync = self.sync
 
@@ -61,15 +62,14 @@ class TrainStep:
         del self._model.jax_state_sync
 
 
-def _compile(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_weights: dict, weight_decay: float,
-             rule: str):
+def _compile(model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective, execution: Execution):
     """The jitted function (state, inputs) -> (scalars, state); state as listed in `TrainStep`."""
     counts = len(model.trainable_variables), len(model.non_trainable_variables)
     decayed = _decayed_indices(model)
 
     def loss(trainable: list, fixed: list, inputs: dict):
-        outputs, fixed = model.stateless_call(trainable, fixed, inputs, training=True)
-        scalars = objective(outputs, [trainable[i] for i in decayed], loss_weights, weight_decay, rule)
+        outputs, fixed = model.stateless_call(trainable, fixed, execution.prepared(inputs), training=True)
+        scalars = objective(outputs, [trainable[i] for i in decayed])
         return scalars["loss"], (scalars, fixed)
 
     def step(state: list, inputs: dict):
@@ -81,28 +81,27 @@ def _compile(model: keras.Model, optimizer: keras.optimizers.Optimizer, loss_wei
     return jax.jit(step, donate_argnums=0)
 
 
-def build_eval_step(model: keras.Model, loss_weights: dict, weight_decay: float, weight_decay_rule: str):
+def build_eval_step(model: keras.Model, objective: Objective, execution: Execution):
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
     decayed = _decayed_indices(model)
 
     @jax.jit
     def step(trainable: list, fixed: list, inputs: dict) -> dict:
-        outputs, _ = model.stateless_call(trainable, fixed, inputs, training=False)
-        return objective(outputs, [trainable[i] for i in decayed], loss_weights, weight_decay, weight_decay_rule)
+        outputs, _ = model.stateless_call(trainable, fixed, execution.prepared(inputs), training=False)
+        return objective(outputs, [trainable[i] for i in decayed])
 
     return lambda batch: step(*_values(model), model_inputs(model, batch))
 
 
-def build_predict_step(model: keras.Model, select):
-    """Function batch -> numpy results; see `kmrcnn.engine.step.build_predict_step`."""
+def build_detect_step(model: keras.Model, select, execution: Execution):
+    """Function batch -> results; see `kmrcnn.engine.step.build_detect_step`."""
 
     @jax.jit
     def step(trainable: list, fixed: list, inputs: dict) -> dict:
-        outputs, _ = model.stateless_call(trainable, fixed, inputs, training=False)
+        outputs, _ = model.stateless_call(trainable, fixed, execution.prepared(inputs), training=False)
         return dict(select(outputs))
 
-    return lambda batch: {name: np.asarray(value)
-                          for name, value in step(*_values(model), model_inputs(model, batch)).items()}
+    return lambda batch: step(*_values(model), model_inputs(model, batch))
 
 
 def _values(model: keras.Model) -> tuple[list, list]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import keras
 from keras import ops
@@ -33,16 +34,23 @@ def weight_penalty(values: Sequence, weight_decay: float, rule: str):
     return total
 
 
-def objective(outputs: Mapping, decayed: Sequence, loss_weights: Mapping[str, float], weight_decay: float,
-              rule: str) -> dict:
+@dataclass(frozen=True)
+class Objective:
     """All scalars of a step: each weighted loss under its name, and "loss", their sum plus the weight penalty.
 
     Args:
-        outputs: outputs of the training graph; those whose names end in "_loss" are (B, 2) terms.
-        decayed: tensors that the penalty is taken over.
         loss_weights: factor by loss name, 1 if not listed.
+        weight_decay: factor of the L2 penalty, 0 for none.
+        weight_decay_rule: see `weight_penalty`.
     """
-    parts = {name: reduce_loss(terms) * loss_weights.get(name, 1.0)
-             for name, terms in outputs.items() if name.endswith("_loss")}
-    penalty = weight_penalty(decayed, weight_decay, rule) if weight_decay else 0.0
-    return {"loss": sum(parts.values()) + penalty, **parts}
+
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    weight_decay: float = 0.0
+    weight_decay_rule: str = "mean"
+
+    def __call__(self, outputs: Mapping, decayed: Sequence) -> dict:
+        """Scalars of the training graph's outputs, whose "*_loss" are (B, 2) terms, and of the decayed tensors."""
+        parts = {name: reduce_loss(terms) * self.loss_weights.get(name, 1.0)
+                 for name, terms in outputs.items() if name.endswith("_loss")}
+        penalty = weight_penalty(decayed, self.weight_decay, self.weight_decay_rule) if self.weight_decay else 0.0
+        return {"loss": sum(parts.values()) + penalty, **parts}

@@ -1,4 +1,4 @@
-"""One training, evaluation or prediction step, the same face on every backend."""
+"""One training, evaluation or detection step, the same face on every backend."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.objective import Objective
+
 Batch = Mapping[str, np.ndarray]
 
 
@@ -17,7 +20,12 @@ class TrainStep(Protocol):
 
     Between calls the newest weights may live in the step instead of the Keras variables (they do on JAX): call
     `sync` before the variables are read. `close` syncs and ends the step's use.
+
+    Attributes:
+        engine: name of the engine that ran the last batch, see `kmrcnn.engine.execution`; "" before the first.
     """
+
+    engine: str
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Train on one batch. Returns scalars on the device; nothing waits for them."""
@@ -31,8 +39,11 @@ class TrainStep(Protocol):
 
 def build_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer,
                      loss_weights: Mapping[str, float], weight_decay: float,
-                     weight_decay_rule: str = "mean") -> TrainStep:
+                     weight_decay_rule: str = "mean", execution: Execution | None = None) -> TrainStep:
     """Build the training step of the active backend.
+
+    A model with layers that compute in float16 is trained with dynamic loss scaling, see
+    `kmrcnn.engine.loss_scale`.
 
     Args:
         model: training graph with dict inputs and dict outputs; outputs named "*_loss" are (B, 2) terms.
@@ -40,28 +51,33 @@ def build_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer,
         loss_weights: factor by loss name, 1 if not listed.
         weight_decay: factor of the L2 penalty, 0 for none.
         weight_decay_rule: "mean" (Matterport) or "sum" of squares per weight tensor.
+        execution: how it runs.
     """
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
-    return _backend().TrainStep(model, optimizer, dict(loss_weights), weight_decay, weight_decay_rule)
+    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule)
+    return _backend().TrainStep(model, optimizer, objective, execution or Execution())
 
 
 def build_eval_step(model: keras.Model, loss_weights: Mapping[str, float], weight_decay: float,
-                    weight_decay_rule: str = "mean") -> Callable[[Batch], dict[str, Any]]:
+                    weight_decay_rule: str = "mean",
+                    execution: Execution | None = None) -> Callable[[Batch], dict[str, Any]]:
     """Build a function batch -> scalars of the training graph in inference mode, without any update."""
-    return _backend().build_eval_step(model, dict(loss_weights), weight_decay, weight_decay_rule)
+    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule)
+    return _backend().build_eval_step(model, objective, execution or Execution())
 
 
-def build_predict_step(model: keras.Model,
-                       select: Callable[[Mapping], Mapping]) -> Callable[[Batch], dict[str, np.ndarray]]:
-    """Build a function batch -> numpy results, compiled once per input shape where the backend compiles.
+def build_detect_step(model: keras.Model, select: Callable[[Mapping], Mapping],
+                      execution: Execution | None = None) -> Callable[[Batch], dict[str, Any]]:
+    """Build a function batch -> results on the device, compiled once per input shape.
 
     Args:
         model: graph with dict inputs and dict outputs.
-        select: picks or computes what is wanted from the outputs, on the device. What it does not use is neither
-            computed (where the backend compiles) nor copied to the host.
+        select: picks or computes what is wanted from the outputs, on the device. What it does not use is not
+            computed where the step is compiled or traced.
+        execution: how it runs.
     """
-    return _backend().build_predict_step(model, select)
+    return _backend().build_detect_step(model, select, execution or Execution())
 
 
 def model_inputs(model: keras.Model, batch: Batch) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kmrcnn.config import Config
-from kmrcnn.engine.step import build_predict_step
+from kmrcnn.engine.step import build_detect_step
 from kmrcnn.models import LOSS_NAMES, build_inference_model, build_training_model
 from tests.tiny import TinyConfig
 
@@ -88,7 +88,8 @@ def training_batch(config: Config, batch: int = 2, seed: int = 0) -> dict[str, n
 
 def _compiled(model: keras.Model):
     """Function batch -> numpy outputs, compiled with the weights as arguments where the backend compiles."""
-    return build_predict_step(model, lambda outputs: outputs)
+    step = build_detect_step(model, lambda outputs: outputs)
+    return lambda batch: {name: keras.ops.convert_to_numpy(value) for name, value in step(batch).items()}
 
 
 @pytest.fixture(scope="module")
