@@ -325,7 +325,7 @@ def test_no_preset_name_occurs_outside_the_configuration_and_the_catalogue():
     tables = {"config.py", "importers/catalogue.py"}
     # The rules of paste_masks carry names of systems in the public interface.
     pasting = {"config_rules.py", "ops/masks.py", "ops/rle.py", "ops/torch_paste.py", "kernels/paste.py",
-               "detection.py", "data/paste.py"}
+               "unmold.py", "pasting.py", "data/paste.py"}
     found = []
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()

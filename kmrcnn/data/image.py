@@ -22,6 +22,7 @@ __all__ = [
     "mold_image",
     "unmold_image",
     "mold_input",
+    "fit_input",
     "compose_image_meta",
     "parse_image_meta",
 ]
@@ -134,10 +135,22 @@ def unmold_image(normalized_images: np.ndarray, config: Any) -> np.ndarray:
 
 
 def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
-    """One image [H, W, C] made ready for detection by the Config's resize rule.
+    """One image [H, W, C] made ready for the network: `fit_input` and normalised.
 
-    Returns (molded float32 [h, w, C], image meta (12 + NUM_CLASSES,), window in molded pixels). Raises ValueError
-    where mode "crop", which is for training, would cut off a part of the image, or mode "none" cannot take it.
+    Returns (molded float32 [h, w, C], image meta (12 + NUM_CLASSES,), window in molded pixels); raises as that does.
+    """
+    pixels, meta, window = fit_input(image, config)
+    molded = mold_image(pixels, config)
+    clear_margin(molded, window, config)
+    return molded, meta, window
+
+
+def fit_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]]:
+    """One image [H, W, C] resized and padded for detection by the Config's resize rule.
+
+    Returns (pixels [h, w, C] of the image's dtype, or float32 if IMAGE_INTERPOLATION gives that; image meta
+    (12 + NUM_CLASSES,); window in these pixels). Raises ValueError where mode "crop", which is for training, would
+    cut off a part of the image, or mode "none" cannot take it.
     """
     plan = plan_for(config, *image.shape[:2])
     if plan.shape != plan.resized and plan.crop:
@@ -145,12 +158,10 @@ def mold_input(image: np.ndarray, config: Any) -> tuple[np.ndarray, np.ndarray, 
             f"IMAGE_RESIZE_MODE 'crop' would cut {plan.resized} pixels to {plan.shape}: detection needs the whole "
             "image, set 'pad64' or 'square'"
         )
-    molded = plan.image(image)
+    pixels = plan.image(image)
     active = np.zeros(config.NUM_CLASSES, np.int32)
-    meta = compose_image_meta(0, image.shape, molded.shape, plan.window, plan.scale, active)
-    molded = mold_image(molded, config)
-    clear_margin(molded, plan.window, config)
-    return molded, meta, plan.window
+    meta = compose_image_meta(0, image.shape, pixels.shape, plan.window, plan.scale, active)
+    return pixels, meta, plan.window
 
 
 def compose_image_meta(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from kmrcnn.config_rules import PASTE_RULES
 from kmrcnn.data.resample import resize_bilinear
+from kmrcnn.ops.run_lengths import encode_runs, run_lengths
+
+# Rows and columns of the image, and which of the pixels there are inside, bool.
+Part = tuple[slice, slice, np.ndarray]
 
 
 def paste_masks(
@@ -29,24 +34,52 @@ def paste_masks(
     Raises:
         ValueError: for an unknown rule.
     """
+    full = np.zeros((len(boxes), *image_shape[:2]), bool)
+    for canvas, (rows, columns, inside) in zip(full, _parts(masks, boxes, image_shape, rule, inclusive), strict=True):
+        canvas[rows, columns] = inside
+    return np.moveaxis(full, 0, 2)
+
+
+def paste_rle(
+    masks: np.ndarray, boxes: np.ndarray, image_shape: Sequence[int], rule: str = "matterport", inclusive: bool = False
+) -> list[dict[str, Any]]:
+    """What `pycocotools.mask.encode` makes of `paste_masks`, without an array of the image's size.
+
+    Returns:
+        N dicts {"size": [height, width], "counts": bytes}.
+    """
+    height, width = (int(side) for side in image_shape[:2])
+    runs = [run_lengths(inside, rows.start, columns.start, height, width)
+            for rows, columns, inside in _parts(masks, boxes, image_shape, rule, inclusive)]
+    return encode_runs(runs, height, width)
+
+
+def _parts(masks: np.ndarray, boxes: np.ndarray, image_shape: Sequence[int], rule: str,
+           inclusive: bool) -> Iterator[Part]:
+    """The part of the image that each box covers."""
     if rule not in PASTE_RULES:
         raise ValueError(f"rule must be one of {PASTE_RULES}, found {rule!r}")
-    full = np.zeros((len(boxes), *image_shape[:2]), bool)
     if rule == "matterport":
-        for canvas, mask, (y1, x1, y2, x2) in zip(full, masks, boxes.tolist(), strict=True):
-            np.greater_equal(resize_bilinear(mask, y2 - y1, x2 - x1), 0.5, out=canvas[y1:y2, x1:x2])
-        return np.moveaxis(full, 0, 2)
-    exact = np.asarray(boxes, np.float64).reshape(-1, 4)
+        return _stretched(masks, boxes)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     if rule == "torchvision":
         masks = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
-        exact = _enlarged(exact - ([0, 0, 1, 1] if inclusive else 0), masks.shape[1:])
+        boxes = _enlarged(boxes - ([0, 0, 1, 1] if inclusive else 0), masks.shape[1:])
     above = np.greater if rule == "torchvision" else np.greater_equal
-    for canvas, mask, box in zip(full, masks.astype(np.float32), exact, strict=True):
+    return _sampled(masks.astype(np.float32, copy=False), boxes, image_shape, above)
+
+
+def _stretched(masks: np.ndarray, boxes: np.ndarray) -> Iterator[Part]:
+    for mask, (y1, x1, y2, x2) in zip(masks, boxes.tolist(), strict=True):
+        yield slice(y1, y2), slice(x1, x2), resize_bilinear(mask, y2 - y1, x2 - x1) >= 0.5
+
+
+def _sampled(masks: np.ndarray, boxes: np.ndarray, image_shape: Sequence[int], above: np.ufunc) -> Iterator[Part]:
+    for mask, box in zip(masks, boxes, strict=True):
         (rows, down), (columns, across) = (
-            _axis(box[axis], box[axis + 2], mask.shape[axis], canvas.shape[axis]) for axis in (0, 1)
+            _axis(box[axis], box[axis + 2], mask.shape[axis], image_shape[axis]) for axis in (0, 1)
         )
-        above(down @ mask @ across.T, np.float32(0.5), out=canvas[rows, columns])
-    return np.moveaxis(full, 0, 2)
+        yield rows, columns, above(down @ mask @ across.T, np.float32(0.5))
 
 
 def _enlarged(boxes: np.ndarray, cells: tuple[int, int]) -> np.ndarray:

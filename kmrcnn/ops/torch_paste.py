@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from kmrcnn import kernels
+from kmrcnn.ops.run_lengths import run_lengths
 
 _ROUNDED, _RINGED, _EXACT = 0, 1, 2
 
@@ -18,6 +19,11 @@ _library = torch.library.Library("kmrcnn", "FRAGMENT")
 _SIZES = "int height, int width, float threshold, int rule"
 _library.define(f"paste_masks(Tensor masks, Tensor boxes, {_SIZES}) -> Tensor")
 _library.define(f"paste_masks_rle(Tensor masks, Tensor boxes, {_SIZES}, int max_runs) -> (Tensor, Tensor)")
+
+
+def has_kernels(masks: torch.Tensor) -> bool:
+    """Whether these masks are pasted by CUDA kernels."""
+    return kernels.enabled(masks)
 
 
 def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float,
@@ -73,19 +79,10 @@ def _rle_natively(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: 
                   max_runs: int) -> tuple[torch.Tensor, torch.Tensor]:
     runs, totals = np.zeros((len(masks), max_runs), "int32"), np.zeros(len(masks), "int32")
     for n, (rows, columns, inside) in enumerate(_insides(masks, boxes, height, width, threshold, rule)):
-        x, y = np.nonzero(inside.T)
-        lengths = _run_lengths((x + columns.start) * height + y + rows.start, height * width)
+        lengths = run_lengths(inside, rows.start, columns.start, height, width)
         totals[n] = len(lengths)
         runs[n, :len(lengths)] = lengths[:max_runs]
     return torch.from_numpy(runs), torch.from_numpy(totals)
-
-
-def _run_lengths(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Lengths of the runs of zeros and ones in turn, given the places of the ones, ascending."""
-    first = np.flatnonzero(np.diff(pixels, prepend=-2) != 1)
-    last = np.append(first[1:], len(pixels))[:len(first)] - 1
-    edges = np.stack([pixels[first], pixels[last] + 1], axis=1).reshape(-1)
-    return np.diff(edges[edges < size], prepend=0, append=size)
 
 
 def _insides(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float,
