@@ -28,8 +28,10 @@ from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
 from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
+from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
 from kmrcnn.graphs import *  # noqa: F403
@@ -261,16 +263,17 @@ class MaskRCNN:
         self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
         optimizer = self._ready_optimizer(learning_rate)
         terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
+        execution = Execution(prepare=image_preparation(self.config))
         with contextlib.ExitStack() as stack:
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers,
                 no_augmentation_sources=no_augmentation_sources))
             val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
             return fit(
-                self.keras_model, build_train_step(self.keras_model, optimizer, *terms), train_batches,
+                self.keras_model, build_train_step(self.keras_model, optimizer, *terms, execution), train_batches,
                 optimizer=optimizer, epochs=epochs, initial_epoch=self.epoch,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
-                eval_step=build_eval_step(self.keras_model, *terms), val_batches=val_batches,
+                eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
                 callbacks=[CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir),
                            *(custom_callbacks or ())],

@@ -14,7 +14,7 @@ from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.head_targets import build_detection_targets
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.random_rois import generate_random_rois
-from kmrcnn.data.reader import Sample, collate, common_shape
+from kmrcnn.data.reader import Sample, collate, common_shape, normalised
 from kmrcnn.data.rpn_targets import build_rpn_targets
 
 
@@ -79,7 +79,7 @@ def _row(
     )
     batch = {name: values[0] for name, values in collate([sample], config).items()}
     inputs = [
-        batch["input_image"],
+        normalised(sample, config),
         sample.meta,
         match[:, None],
         deltas,

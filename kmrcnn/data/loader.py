@@ -44,7 +44,8 @@ class DataLoader:
         workers: config.LOADER_WORKERS by default; 0 loads in the calling thread.
 
     A batch is a dict of numpy arrays named after the model's inputs, B images, M = MAX_GT_INSTANCES:
-        input_image: float32 (B, H, W, C), normalised by MEAN_PIXEL and STD_PIXEL.
+        input_image: uint8 (B, H, W, C), not normalised: `kmrcnn.engine.prepare.image_preparation` does that on the
+            model's device. Images of another dtype: float32, normalised by MEAN_PIXEL and STD_PIXEL.
         input_image_meta: float32 (B, 12 + NUM_CLASSES).
         input_gt_class_ids: int32 (B, M); 0 is padding, negative a crowd.
         input_gt_boxes: float32 (B, M, 4) y1x1y2x2 pixels, half-open.

@@ -19,6 +19,8 @@ import keras
 
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.step import build_train_step
 from kmrcnn.models import build_training_model
 
@@ -78,7 +80,8 @@ def train(steps: int, use_rpn_rois: bool) -> list[dict[str, float]]:
     model = build_training_model(config)
     initialise(model)
     optimizer = keras.optimizers.SGD(1e-3, momentum=0.9, global_clipnorm=5.0)
-    step = build_train_step(model, optimizer, config.LOSS_WEIGHTS, config.WEIGHT_DECAY, config.WEIGHT_DECAY_RULE)
+    step = build_train_step(model, optimizer, config.LOSS_WEIGHTS, config.WEIGHT_DECAY, config.WEIGHT_DECAY_RULE,
+                            Execution(prepare=image_preparation(config)))
     return [{name: float(keras.ops.convert_to_numpy(value)) for name, value in step(loader.batch(index)).items()}
             for index in range(steps)]
 

@@ -44,3 +44,18 @@ class Nothing(ShapesDataset):
 
     def load_mask(self, image_id):
         return np.zeros((0, 0, 0), bool), np.zeros(0, np.int32)
+
+
+class Deep(ShapesDataset):
+    """16-bit images."""
+
+    def load_image(self, image_id):
+        return super().load_image(image_id).astype(np.uint16) * 100
+
+
+class HalfDeep(Deep):
+    """Every second image has 16 bits."""
+
+    def load_image(self, image_id):
+        image = super().load_image(image_id)
+        return image if image_id % 2 else (image // 100).astype(np.uint8)

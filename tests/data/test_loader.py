@@ -12,7 +12,7 @@ from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
 from kmrcnn.data.worker import PackedList
-from tests.data.broken_datasets import AlwaysBroken, Deadly, Nothing, SometimesBroken, Talkative
+from tests.data.broken_datasets import AlwaysBroken, Deadly, Deep, HalfDeep, Nothing, SometimesBroken, Talkative
 from tests.data.conftest import make_config
 
 pytestmark = pytest.mark.once
@@ -42,7 +42,7 @@ def test_batch_contents(mini):
     batch = DataLoader(dataset, config, shuffle=False).batch(0)
     masks = (56, 56) if mini else (128, 128)
     expected = {
-        "input_image": ((4, 128, 128, 3), np.float32),
+        "input_image": ((4, 128, 128, 3), np.uint8),
         "input_image_meta": ((4, 16), np.float32),
         "input_gt_class_ids": ((4, 6), np.int32),
         "input_gt_boxes": ((4, 6, 4), np.float32),
@@ -52,7 +52,7 @@ def test_batch_contents(mini):
     }
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == expected
     assert image_ids(batch) == [0, 1, 2, 3]
-    np.testing.assert_allclose(batch["input_image"][2], dataset.load_image(2) - config.MEAN_PIXEL, atol=1e-4)
+    np.testing.assert_array_equal(batch["input_image"][2], dataset.load_image(2))
     real, class_ids = dataset.load_mask(2)
     count = len(class_ids)
     np.testing.assert_array_equal(batch["input_gt_class_ids"][2], [*class_ids, *[0] * (6 - count)])
@@ -62,6 +62,19 @@ def test_batch_contents(mini):
     assert (batch["input_sample_seed"] >= 0).all() and len(
         set(batch["input_sample_seed"].ravel().tolist())
     ) == 4
+
+
+def test_images_that_are_not_8_bit_are_normalised_here():
+    config = make_config(IMAGES_PER_GPU=2)
+    dataset = shapes(2, kind=Deep)
+    loader = DataLoader(dataset, config, shuffle=False)
+    images = loader.batch(0)["input_image"]
+    assert images.dtype == np.float32
+    for number in range(2):
+        np.testing.assert_allclose(images[number], dataset.load_image(number) - config.MEAN_PIXEL, rtol=1e-6)
+    mixed = shapes(2, kind=HalfDeep)
+    images = DataLoader(mixed, config, shuffle=False).batch(0)["input_image"]
+    np.testing.assert_allclose(images[0], mixed.load_image(0) - config.MEAN_PIXEL, rtol=1e-6)
 
 
 def test_a_pass_shows_every_image_and_the_next_in_another_order():

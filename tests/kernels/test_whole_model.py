@@ -12,6 +12,8 @@ import pytest
 from kmrcnn import kernels, ops
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.step import build_train_step
 from kmrcnn.kernels.module import FOLDER
 from kmrcnn.model import MaskRCNN
@@ -49,7 +51,8 @@ def _train_step(config: TinyConfig) -> tuple[dict[str, float], dict[str, np.ndar
     model = build_training_model(config)
     with DataLoader(_dataset(2), config, workers=0) as loader:
         batch = loader.batch(0)
-    step = build_train_step(model, keras.optimizers.SGD(1e-2), config.LOSS_WEIGHTS, config.WEIGHT_DECAY)
+    step = build_train_step(model, keras.optimizers.SGD(1e-2), config.LOSS_WEIGHTS, config.WEIGHT_DECAY,
+                            execution=Execution(prepare=image_preparation(config)))
     scalars = {name: float(value) for name, value in step(batch).items()}
     return scalars, {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
 
