@@ -8,7 +8,7 @@ from keras import ops
 
 
 class Terms(keras.layers.Layer):
-    """(B, 2) terms: squared error with denominator `weight`."""
+    """(B, 2) float32 terms: squared error with denominator `weight`."""
 
     def call(self, prediction, target, weight):
         return ops.concatenate([weight * ops.square(prediction - target), weight], axis=-1)
@@ -21,8 +21,8 @@ def build_model(norm: bool = False) -> keras.Model:
     prediction = keras.layers.Dense(1, name="dense")(hidden)
     outputs = {
         "prediction": prediction,
-        "first_loss": Terms(name="first")(prediction, inputs["y"], ops.ones_like(inputs["y"])),
-        "second_loss": Terms(name="second")(prediction, inputs["y"], inputs["weight"]),
+        "first_loss": Terms(name="first", dtype="float32")(prediction, inputs["y"], ops.ones_like(inputs["y"])),
+        "second_loss": Terms(name="second", dtype="float32")(prediction, inputs["y"], inputs["weight"]),
     }
     model = keras.Model(inputs, outputs)
     model.get_layer("dense").set_weights([np.array([[0.5], [-1.0], [2.0]], "float32"), np.array([0.25], "float32")])
@@ -46,3 +46,19 @@ class Batches:
         for step in range(start, stop):
             self.steps.append(step)
             yield self.batch(step)
+
+
+def numpy_step(kernel: np.ndarray, bias: np.ndarray, batch: dict[str, np.ndarray], factors: tuple = (1.0, 1.0),
+               decay: float = 0.0, rule: str = "mean") -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """(scalars, kernel gradient, bias gradient) of `build_model()`; factors are the weights of the two losses."""
+    error = batch["x"] @ kernel + bias - batch["y"]
+    total, scalars = np.zeros_like(error), {}
+    counted = (("first_loss", np.ones_like(error)), ("second_loss", batch["weight"]))
+    for (name, rows), factor in zip(counted, factors, strict=True):
+        count = max(rows.sum(), 1e-12)
+        scalars[name] = factor * (rows * error**2).sum() / count
+        total += factor * 2 * rows * error / count
+    share = {"mean": lambda w: decay / w.size, "sum": lambda w: decay}[rule]
+    penalty = sum(share(w) * (w**2).sum() for w in (kernel, bias))
+    scalars["loss"] = sum(scalars.values()) + penalty
+    return scalars, batch["x"].T @ total + 2 * share(kernel) * kernel, total.sum(0) + 2 * share(bias) * bias

@@ -6,37 +6,27 @@ import keras
 import numpy as np
 import pytest
 
+from kmrcnn.engine.execution import ENGINES, Execution
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
-from tests.engine.fakes import Batches, build_model
+from tests.engine.fakes import Batches, build_model, numpy_step
 
 LOSS_WEIGHTS = {"second_loss": 0.5}
 DECAY = 0.1
 
 
-def _numpy_step(kernel, bias, batch, rule):
-    """(scalars, kernel gradient, bias gradient) of the fake model."""
-    error = batch["x"] @ kernel + bias - batch["y"]
-    total, scalars = np.zeros_like(error), {}
-    for name, rows, factor in (("first_loss", np.ones_like(error), 1.0), ("second_loss", batch["weight"], 0.5)):
-        count = max(rows.sum(), 1e-12)
-        scalars[name] = factor * (rows * error**2).sum() / count
-        total += factor * 2 * rows * error / count
-    share = {"mean": lambda w: DECAY / w.size, "sum": lambda w: DECAY}[rule]
-    penalty = sum(share(w) * (w**2).sum() for w in (kernel, bias))
-    scalars["loss"] = sum(scalars.values()) + penalty
-    return scalars, batch["x"].T @ total + 2 * share(kernel) * kernel, total.sum(0) + 2 * share(bias) * bias
 
 
-@pytest.mark.parametrize("rule", ["mean", "sum"])
-def test_train_step_is_sgd_with_momentum_clipping_and_decay(rule):
+@pytest.mark.parametrize(("rule", "engine"), [("mean", "auto"), ("sum", "auto"), ("mean", "eager")])
+def test_train_step_is_sgd_with_momentum_clipping_and_decay(rule, engine):
     model, batches = build_model(), Batches()
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9, global_clipnorm=2.0)
-    step = build_train_step(model, optimizer, LOSS_WEIGHTS, DECAY, rule)
+    step = build_train_step(model, optimizer, LOSS_WEIGHTS, DECAY, rule, Execution(engine))
+    assert step.engine == ""
     weights = [np.array(w) for w in model.get_weights()]
     velocity = [np.zeros_like(w) for w in weights]
     for index in range(4):
-        expected, *gradients = _numpy_step(*weights, batches.batch(index), rule)
+        expected, *gradients = numpy_step(*weights, batches.batch(index), (1.0, 0.5), DECAY, rule)
         norm = np.sqrt(sum((g**2).sum() for g in gradients))
         for k, gradient in enumerate(gradients):
             velocity[k] = 0.9 * velocity[k] - 0.1 * gradient * min(1, 2.0 / norm)
@@ -47,6 +37,7 @@ def test_train_step_is_sgd_with_momentum_clipping_and_decay(rule):
     for found, wanted in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert int(optimizer.iterations) == 4
+    assert (step.engine == "eager") == (engine == "eager") and step.engine in ENGINES
 
 
 def test_loss_without_any_counted_row_is_zero_and_finite():
@@ -78,9 +69,10 @@ def test_frozen_layers_and_normalisation_scales():
     assert float(scalars["loss"]) == pytest.approx(float(scalars["first_loss"]) + float(scalars["second_loss"]))
 
 
-def test_eval_step_changes_nothing_and_follows_the_weights():
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_eval_step_changes_nothing_and_follows_the_weights(engine):
     model, batch = build_model(norm=True), Batches().batch(0)
-    evaluate = build_eval_step(model, LOSS_WEIGHTS, DECAY, "mean")
+    evaluate = build_eval_step(model, LOSS_WEIGHTS, DECAY, "mean", Execution(engine))
     before = model.get_weights()
     first = float(evaluate(batch)["loss"])
     for found, wanted in zip(model.get_weights(), before, strict=True):
@@ -107,9 +99,10 @@ def test_assignments_between_steps_take_effect():
     np.testing.assert_array_equal(model.get_weights()[0], np.ones((3, 1)))
 
 
-def test_predict_step_selects_on_the_device_and_follows_the_weights():
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_predict_step_selects_on_the_device_and_follows_the_weights(engine):
     model = build_model()
-    predict = build_detect_step(model, lambda outputs: {"twice": outputs["prediction"] * 2})
+    predict = build_detect_step(model, lambda outputs: {"twice": outputs["prediction"] * 2}, Execution(engine))
     batch = Batches().batch(0)
     for scale in (1.0, 3.0):
         model.get_layer("dense").set_weights([np.full((3, 1), scale), np.zeros(1)])
@@ -117,6 +110,18 @@ def test_predict_step_selects_on_the_device_and_follows_the_weights():
         assert list(results) == ["twice"]
         twice = keras.ops.convert_to_numpy(results["twice"])
         np.testing.assert_allclose(twice, 2 * scale * batch["x"].sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_batches_are_prepared_inside_the_step():
+    batch = Batches().batch(0)
+    small = batch | {"x": np.round(batch["x"] * 20 + 100).astype("uint8")}
+    wanted = batch | {"x": (small["x"].astype("float32") - 100) / 20}
+    execution = Execution(prepare=lambda inputs: inputs | {"x": (keras.ops.cast(inputs["x"], "float32") - 100) / 20})
+    for build in (lambda *how: build_train_step(build_model(), keras.optimizers.SGD(0.1), {}, 0.0, "mean", *how),
+                  lambda *how: build_eval_step(build_model(), {}, 0.0, "mean", *how),
+                  lambda *how: build_detect_step(build_model(), lambda outputs: {"loss": outputs["prediction"][0, 0]},
+                                                 *how)):
+        assert float(build(execution)(small)["loss"]) == pytest.approx(float(build()(wanted)["loss"]), rel=1e-6)
 
 
 class _Settings:
