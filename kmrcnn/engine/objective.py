@@ -48,9 +48,22 @@ class Objective:
     weight_decay: float = 0.0
     weight_decay_rule: str = "mean"
 
+    def __post_init__(self) -> None:
+        weight_penalty((), self.weight_decay, self.weight_decay_rule)
+
     def __call__(self, outputs: Mapping, decayed: Sequence) -> dict:
         """Scalars of the training graph's outputs, whose "*_loss" are (B, 2) terms, and of the decayed tensors."""
-        parts = {name: reduce_loss(terms) * self.loss_weights.get(name, 1.0)
-                 for name, terms in outputs.items() if name.endswith("_loss")}
-        penalty = weight_penalty(decayed, self.weight_decay, self.weight_decay_rule) if self.weight_decay else 0.0
+        parts = self.parts(outputs)
+        penalty = 0.0
+        if self.weight_decay:
+            penalty = weight_penalty(decayed, self.weight_decay, self.weight_decay_rule)
         return {"loss": sum(parts.values()) + penalty, **parts}
+
+    def parts(self, outputs: Mapping) -> dict:
+        """The weighted losses alone."""
+        return {name: reduce_loss(terms) * self.loss_weights.get(name, 1.0)
+                for name, terms in outputs.items() if name.endswith("_loss")}
+
+    def decay(self, size: int) -> float:
+        """Factor of a weight's sum of squares in the penalty, for a weight of `size` elements."""
+        return self.weight_decay / size if self.weight_decay_rule == "mean" else self.weight_decay

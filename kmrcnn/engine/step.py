@@ -53,6 +53,8 @@ def build_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer,
         weight_decay_rule: "mean" (Matterport) or "sum" of squares per weight tensor.
         execution: how it runs.
     """
+    # Scaling losses is the step's own work.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
     objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule)

@@ -1,34 +1,57 @@
-"""Steps on torch: eager Keras layers, gradients by autograd."""
+"""Steps on torch: what Keras defines is traced once for each shape of batch, and the trace runs.
+
+A step is a flat function of (weights, inputs). How it runs is the engine: "eager" calls the Keras model, "traced" a list
+of native operations made from it, "compiled" that list through Inductor, "graph" all of it, the update included, as one
+CUDA graph. All give the same numbers up to rounding.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import keras
 import torch
 
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.loss_scale import LossScale, needs_loss_scale
 from kmrcnn.engine.objective import Objective, is_decayed
 from kmrcnn.engine.step import model_inputs
+from kmrcnn.engine.torch_apply import Apply
+from kmrcnn.engine.torch_capture import Captured, CaptureError, Recorder
+from kmrcnn.engine.torch_compile import compile_graph
+from kmrcnn.engine.torch_engines import Engine, Engines
+from kmrcnn.engine.torch_inference import Inference
+from kmrcnn.engine.torch_layout import order_for_convolutions
+from kmrcnn.engine.torch_trace import trace_gradients, with_gradients
+
+Tensors = Sequence[torch.Tensor]
 
 
 class TrainStep:
-    """Training step; see `kmrcnn.engine.step.TrainStep`. Weights always live in the Keras variables."""
+    """Training step; see `kmrcnn.engine.step.TrainStep`. Weights always live in the Keras variables.
+
+    Attributes:
+        prepared: how many times a function was traced so far.
+        accumulated: batches since the last update.
+    """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
-                 execution: Execution):
-        self.engine = ""
+                 execution: Execution, recorder: Recorder | None = None):
+        self.engine, self.prepared, self.accumulated = "", 0, 0
         self._model, self._optimizer, self._objective, self._execution = model, optimizer, objective, execution
-        self._trainable = list(model.trainable_variables)
-        self._decayed = [v for v in self._trainable if is_decayed(v)]
+        self._scale = LossScale() if needs_loss_scale(model) else None
+        order_for_convolutions(model)
+        on_gpu = any(variable.value.is_cuda for variable in model.variables)
+        self._engines = Engines(execution, on_gpu, recorder)
+        self._follow_trainable()
 
     def __call__(self, batch) -> dict:
-        outputs = self._model(self._execution.prepared(model_inputs(self._model, batch)), training=True)
-        scalars = self._objective(outputs, [v.value for v in self._decayed])
-        values = [v.value for v in self._trainable]
-        # A variable that no loss reaches (a head without examples in this graph) still needs a gradient.
-        gradients = torch.autograd.grad(scalars["loss"], values, allow_unused=True, materialize_grads=True)
-        with torch.no_grad():
-            self._optimizer.apply(gradients, self._trainable)
-        return {name: value.detach() for name, value in scalars.items()}
+        if self._flags != [variable.trainable for variable in self._watched]:
+            self._follow_trainable()
+        self._apply.refresh()
+        self.accumulated = (self.accumulated + 1) % self._execution.accumulation
+        scalars = self._run(model_inputs(self._model, batch))
+        return dict(zip(("loss", *self._names), scalars, strict=True))
 
     def sync(self) -> None:
         """Nothing to do."""
@@ -36,25 +59,98 @@ class TrainStep:
     def close(self) -> None:
         """Nothing to do."""
 
+    def _follow_trainable(self) -> None:
+        """Take the variables that train now; everything prepared for others is dropped."""
+        model = self._model
+        self._watched = model.variables
+        self._flags = [variable.trainable for variable in self._watched]
+        trainable, self._fixed = list(model.trainable_variables), list(model.non_trainable_variables)
+        self._count = len(trainable)
+        self._weights = [variable.value for variable in (*trainable, *self._fixed)]
+        decay = {index: self._objective.decay(variable.value.numel()) for index, variable in enumerate(trainable)
+                 if is_decayed(variable) and self._objective.weight_decay}
+        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self._scale)
+        self._runs: dict[tuple, Callable[[Tensors], Tensors]] = {}
+        self._names: list[str] = []
+        self._changed: list[int] = []
 
-def build_eval_step(model: keras.Model, objective: Objective, execution: Execution):
+    def _run(self, inputs: dict[str, torch.Tensor]) -> Tensors:
+        key = (self.accumulated, *((tensor.shape, tensor.dtype) for tensor in inputs.values()))
+        if key not in self._runs:
+            self._runs[key] = self._engines.attempt(lambda engine: self._build(engine, inputs, self.accumulated == 0))
+        try:
+            self.engine = self._engines.current.name
+            return self._runs[key](list(inputs.values()))
+        except CaptureError as error:
+            self._engines.drop(error)
+            self._runs.clear()
+            return self._run(inputs)
+
+    def _build(self, engine: Engine, inputs: dict[str, torch.Tensor], update: bool) -> Callable[[Tensors], Tensors]:
+        if engine.capture and not self._apply.native:
+            raise CaptureError(f"the update of {type(self._optimizer).__name__} with its settings runs Keras' own code")
+        gradients = self._gradients(engine, inputs)
+
+        @torch.no_grad()
+        def step(values: Tensors) -> Tensors:
+            results = gradients(*self._weights, *values, *self._apply.scales)
+            first, last = 1 + len(self._names), len(results) - self._count
+            parts, statistics, own = results[1:first], results[first:last], results[last:]
+            moving = [self._weights[self._count + index] for index in self._changed]
+            penalty = self._apply(list(own), moving, statistics, update)
+            return (sum(parts) + penalty, *parts)
+
+        if not engine.capture:
+            return step
+        captured = Captured(step, self._engines.recorder)
+
+        def replay(values: Tensors) -> Tensors:
+            results = captured(values)
+            # A replay changes weights behind torch's back; who watches their version counters must know.
+            torch.autograd.graph.increment_version(self._weights)
+            return results
+
+        return replay
+
+    def _gradients(self, engine: Engine, inputs: dict[str, torch.Tensor]) -> Callable[..., Tensors]:
+        """(weights, inputs, loss scale) -> (scaled loss, parts, new statistics, gradients), as the engine runs it."""
+        function, wanted = self._losses(list(inputs)), range(self._count)
+        if not engine.trace:
+            return with_gradients(function, wanted)
+        self.prepared += 1
+        arguments = [*self._weights, *inputs.values(), *self._apply.scales]
+        graph = trace_gradients(function, arguments, wanted)
+        return compile_graph(graph, arguments) if engine.compile else graph
+
+    def _losses(self, names: list[str]) -> Callable[..., Tensors]:
+        """(weights, inputs, loss scale) -> (scaled loss, parts, new statistics), through the Keras model."""
+        count, weights = self._count, len(self._weights)
+
+        def function(*arguments: torch.Tensor) -> Tensors:
+            inputs = dict(zip(names, arguments[weights:], strict=False))
+            scales = arguments[weights + len(names) :]
+            fixed = list(arguments[count:weights])
+            outputs, new = self._model.stateless_call(list(arguments[:count]), fixed, self._execution.prepared(inputs),
+                                                      training=True)
+            parts = self._objective.parts(outputs)
+            self._names = list(parts)
+            self._changed = [index for index, (old, value) in enumerate(zip(fixed, new, strict=True))
+                             if value is not old]
+            loss = sum(parts.values())
+            for scale in scales:
+                loss = loss * scale
+            return (loss, *parts.values(), *(new[index] for index in self._changed))
+
+        return function
+
+
+def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> Inference:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
-    decayed = [v for v in model.trainable_variables if is_decayed(v)]
-
-    @torch.no_grad()
-    def step(batch) -> dict:
-        outputs = model(execution.prepared(model_inputs(model, batch)), training=False)
-        return objective(outputs, [v.value for v in decayed])
-
-    return step
+    decayed = [index for index, variable in enumerate(model.trainable_variables) if is_decayed(variable)]
+    return Inference(model, lambda outputs, weights: objective(outputs, [weights[index] for index in decayed]),
+                     execution)
 
 
-def build_detect_step(model: keras.Model, select, execution: Execution):
+def build_detect_step(model: keras.Model, select, execution: Execution) -> Inference:
     """Function batch -> results; see `kmrcnn.engine.step.build_detect_step`."""
-
-    # Not inference_mode: constants that layers cache on their first call would stay unusable for training.
-    @torch.no_grad()
-    def step(batch) -> dict:
-        return dict(select(model(execution.prepared(model_inputs(model, batch)), training=False)))
-
-    return step
+    return Inference(model, lambda outputs, _: select(outputs), execution)

@@ -1,0 +1,92 @@
+"""Tracing on torch: a function of tensors as one flat list of native operations, forward and backward.
+
+Keras is the definition here, not the executor: while it traces, the model's layers run once on tensors without data,
+and what they asked torch for is written down. The list has the weights as arguments, so it is always current.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from kmrcnn.engine import torch_passes
+
+Tensors = Sequence[torch.Tensor]
+Function = Callable[..., tuple]
+
+
+# A normalisation is folded into the weights of a convolution where its map has this many elements for each of theirs:
+# it then saves more memory traffic on the map, forward and backward, than the products of the weights cost.
+_FOLD_IN_TRAINING = 1.5
+
+
+def trace_inference(function: Function, arguments: Tensors) -> GraphModule:
+    """The operations of a function of tensors that returns a tuple of tensors, simplified.
+
+    Raises:
+        Exception: of any kind, if the function looks at values (`item`, a branch on data).
+    """
+    return _finished(_record(_trace(function, arguments, fold=0.0), arguments))
+
+
+def with_gradients(function: Function, wanted: Sequence[int]) -> Function:
+    """A function of tensors with the gradients of its first output, a scalar, behind its own outputs.
+
+    Args:
+        wanted: which arguments the gradients are for. Nothing is computed or kept that only others would need.
+
+    Gradients are dense tensors that share no memory, zero where the loss does not depend on the argument.
+    """
+
+    def joint(*arguments):
+        arguments = [argument.detach() for argument in arguments]
+        for index in wanted:
+            arguments[index].requires_grad_()
+        with torch.enable_grad():
+            outputs = function(*arguments)
+            gradients = torch.autograd.grad(outputs[0], [arguments[index] for index in wanted], allow_unused=True,
+                                            materialize_grads=True)
+        return (*(output.detach() for output in outputs), *_separate(gradients))
+
+    return joint
+
+
+def trace_gradients(function: Function, arguments: Tensors, wanted: Sequence[int]) -> GraphModule:
+    """The operations of `with_gradients(function, wanted)`, simplified. Raises as `trace_inference` does."""
+    graph = _trace(function, arguments, fold=_FOLD_IN_TRAINING)
+    return _finished(_record(with_gradients(graph, wanted), arguments))
+
+
+def _record(function: Function, arguments: Tensors) -> GraphModule:
+    with torch.no_grad():
+        return make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+
+
+def _trace(function: Function, arguments: Tensors, fold: float) -> GraphModule:
+    graph = _record(function, arguments)
+    torch_passes.fold_constants(graph)
+    torch_passes.cancel_permutes(graph)
+    torch_passes.fold_batch_norm(graph, fold)
+    graph.recompile()
+    return graph
+
+
+def _finished(graph: GraphModule) -> GraphModule:
+    torch_passes.remove_detach(graph)
+    torch_passes.cancel_permutes(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _separate(gradients: Tensors) -> list[torch.Tensor]:
+    """Copies of those tensors that overlap themselves (an expanded scalar) or are there twice."""
+    separate: list[torch.Tensor] = []
+    for gradient in gradients:
+        repeated = any(gradient is other for other in separate)
+        spread = any(size > 1 and stride == 0 for size, stride in zip(gradient.shape, gradient.stride(), strict=True))
+        separate.append(gradient.clone(memory_format=torch.contiguous_format) if repeated or spread else gradient)
+    return separate
