@@ -1,8 +1,8 @@
 """Steps on torch: what Keras defines is traced once for each shape of batch, and the trace runs.
 
-A step is a flat function of (weights, inputs). How it runs is the engine: "eager" calls the Keras model, "traced" a list
-of native operations made from it, "compiled" that list through Inductor, "graph" all of it, the update included, as one
-CUDA graph. All give the same numbers up to rounding.
+A step is a flat function of (weights, inputs). How it runs is the engine: "eager" calls the Keras model, "traced" a
+list of native operations made from it, "compiled" that list through Inductor, "graph" all of it, the update included,
+as one CUDA graph. All give the same numbers up to rounding.
 """
 
 from __future__ import annotations
