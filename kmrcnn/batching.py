@@ -108,7 +108,7 @@ class _Work:
     def take(self) -> Any:
         """The oldest item's result, whatever has to be done for it."""
         entry = self.waiting[0]
-        if entry.result is None and self._preparing and self._preparing[0] is entry:
+        while entry.result is None and self._preparing:
             self._into_batch()
         if entry.result is None:
             self._run(self._stages.key(entry.prepared.result()))

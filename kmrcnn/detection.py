@@ -15,8 +15,9 @@ from keras import ops
 
 from kmrcnn.batching import Inline, Stages, in_batches
 from kmrcnn.config import Config
-from kmrcnn.data.image import mold_input
+from kmrcnn.data.image import clear_margin, fit_input, mold_image
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.step import build_detect_step
 from kmrcnn.pasting import mask_form, paste, paste_on_device, pastes_on_device
 from kmrcnn.unmold import Result, unmold, unmold_boxes
@@ -57,7 +58,7 @@ class Detector:
 
     def __init__(self, model: keras.Model, config: Config):
         self._model, self._config = model, config
-        self._steps: dict[bool, Callable] = {}
+        self._steps: dict[Callable, Callable] = {}
         self._lock = threading.Lock()
 
     def detect(self, images: Sequence[np.ndarray], masks: str | None = "bool") -> list[Result]:
@@ -104,7 +105,10 @@ class Detector:
     def _mold(self, numbered: tuple[int, np.ndarray]) -> MoldedImage:
         self._check(*numbered)
         image = numbered[1]
-        pixels, meta, window = mold_input(image, self._config)
+        pixels, meta, window = fit_input(image, self._config)
+        if pixels.dtype != np.uint8:  # those are normalised on the device
+            pixels = mold_image(pixels, self._config)
+            clear_margin(pixels, window, self._config)
         return MoldedImage(pixels, meta, Place(image.shape, pixels.shape, window))
 
     def _run(self, images: Sequence[MoldedImage], form: str) -> list[Callable[[], Result]]:
@@ -124,11 +128,11 @@ class Detector:
 
     def _step(self, form: str) -> Callable:
         """The step that computes masks, or the one that does without."""
-        with_masks = form != "none"
-        if with_masks not in self._steps:
-            self._steps[with_masks] = build_detect_step(
-                self._model, _own_masks if with_masks else _boxes_only, Execution(engine=self._config.ENGINE))
-        return self._steps[with_masks]
+        select = _boxes_only if form == "none" else _own_masks
+        if select not in self._steps:
+            execution = Execution(engine=self._config.ENGINE, prepare=image_preparation(self._config))
+            self._steps[select] = build_detect_step(self._model, select, execution)
+        return self._steps[select]
 
     def _pack(self, place: Place, detections: np.ndarray, masks: np.ndarray | None, form: str) -> Result:
         found = unmold_boxes(detections, *place, **self._frame())

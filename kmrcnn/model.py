@@ -13,7 +13,7 @@ import random
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -41,6 +41,10 @@ from kmrcnn.layers import BatchNorm, DetectionLayer, DetectionTargetLayer, Propo
 from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
+from kmrcnn.pasting import mask_form
+from kmrcnn.tiled_detection import FORMS as TILED_FORMS
+from kmrcnn.tiled_detection import detect_in_tiles
+from kmrcnn.tiles import tile_shape
 from kmrcnn.utils import norm_boxes
 
 __all__ = [
@@ -328,32 +332,82 @@ class MaskRCNN:
                         inclusive=config.INCLUSIVE_BOXES, paste_rule=config.PASTE_RULE)
         return result["rois"], result["class_ids"], result["scores"], result["masks"]
 
-    def detect(self, images: Sequence[np.ndarray], verbose: int = 0) -> list[Result]:
+    def detect(self, images: Sequence[np.ndarray], verbose: int = 0, *, masks: str | None = "bool") -> list[Result]:
         """Detect objects in any number of images of any sizes.
 
         Args:
             images: RGB arrays [H, W, C], as loaded.
             verbose: 1 logs the images.
+            masks: their form: "bool"; "rle", COCO's run-length encodings, made without image-sized arrays; "soft",
+                (N, h, w) float32, the probabilities inside each box; None or "none", without masks.
 
         Returns:
             One dict an image, in order, best detections first: "rois" int32 (N, 4) (y1, x1, y2, x2) pixels,
-            "class_ids" int32 (N,), "scores" float32 (N,), "masks" bool [H, W, N].
+            "class_ids" int32 (N,), "scores" float32 (N,), "masks" bool [H, W, N] or as asked for; and "boxes"
+            float32 (N, 4), the rois before they were rounded.
+
+        Raises:
+            ValueError: the model is not in inference mode, an image has another shape, `masks` is something else.
         """
         self._require("inference")
         if verbose:
             log(f"Processing {len(images)} images")
             for image in images:
                 log("image", image)
-        return self._detector.detect(images)
+        return self._detector.detect(images, masks)
 
-    def detect_molded(self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0) -> list[Result]:
+    def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "bool") -> Iterator[Result]:
+        """`detect` for more images than fit into memory: results one by one, in order.
+
+            for found in model.detect_stream(read_images(), masks="rle"):
+                ...
+
+        Other threads mold the next images and pack the last results while the network runs. Images are taken from
+        `images` as there is room, at most 4 * BATCH_SIZE more than results were given; do not write into one
+        afterwards. Images that mold to one shape fill its batches, so put equal shapes together where you can.
+
+        Args:
+            images: any iterable, also a generator. An error in it is raised after the results of the images before.
+            masks: see `detect`.
+        """
+        self._require("inference")
+        return self._detector.stream(images, masks)
+
+    def detect_tiled(self, image: np.ndarray, tile: int | Sequence[int] | None = None, overlap: float = 0.25, *,
+                     masks: str | None = "rle", whole_image: bool = True) -> Result:
+        """Detect in an image much larger than the network's input, in overlapping tiles at its own scale.
+
+        `kmrcnn.tiles` says how detections of neighbouring tiles are merged.
+
+        Args:
+            image: RGB array [H, W, C].
+            tile: (height, width) or the side of a square; by default what the network takes without shrinking it,
+                see `kmrcnn.tiles.tile_shape`.
+            overlap: share of a tile's side, in [0, 1), that neighbours have in common at least. Objects up to about
+                this size are found whole.
+            masks: "rle", "bool" (which may need much memory) or None, see `detect`.
+            whole_image: look at the whole image too, scaled down as `detect` does, for larger objects.
+
+        Returns:
+            One result in pixels of the image, see `detect`.
+        """
+        self._require("inference")
+        config, form = self.config, mask_form(masks, TILED_FORMS)
+        return detect_in_tiles(
+            lambda tiles: self._detector.stream(tiles, "none" if form == "none" else "soft"), image,
+            tile_shape(config) if tile is None else tile, overlap, form, whole_image=whole_image,
+            iou_threshold=config.DETECTION_NMS_THRESHOLD, paste_rule=config.PASTE_RULE,
+            inclusive=config.INCLUSIVE_BOXES)
+
+    def detect_molded(self, molded_images: np.ndarray, image_metas: np.ndarray, verbose: int = 0, *,
+                      masks: str | None = "bool") -> list[Result]:
         """`detect` for molded images (N, H, W, C) and their metas; boxes and masks in molded pixels."""
         self._require("inference")
         if verbose:
             log(f"Processing {len(molded_images)} images")
             log("molded_images", molded_images)
             log("image_metas", image_metas)
-        return self._detector.detect_molded(molded_images, image_metas)
+        return self._detector.detect_molded(molded_images, image_metas, masks)
 
     def get_anchors(self, image_shape: Sequence[int]) -> np.ndarray:
         """Normalised anchors (A, 4) of a molded image's shape; `self.anchors` then has them in pixels."""

@@ -18,15 +18,15 @@ from kmrcnn.ops.rle import encode_runs, paste_runs
 FORMS = ("bool", "rle", "soft", "none")
 
 
-def mask_form(masks: str | None) -> str:
-    """The one of FORMS that a caller means.
+def mask_form(masks: str | None, forms: tuple[str, ...] = FORMS) -> str:
+    """The one of `forms` that a caller means.
 
     Raises:
         ValueError: it is none of them.
     """
     form = "none" if masks is None else masks
-    if form not in FORMS:
-        raise ValueError(f"masks: found {masks!r}, expected one of {FORMS} or None")
+    if form not in forms:
+        raise ValueError(f"masks: found {masks!r}, expected one of {forms} or None")
     return form
 
 

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,11 +41,13 @@ class CocoResults:
             json.dump(self.detections, file)
 
 
-def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Masks [H, W, N] -> N run-length encodings whose counts are text, ready for JSON."""
-    if masks.shape[-1] == 0:
-        return []
-    encoded = rle_tools.encode(np.asfortranarray(masks.astype(bool).view(np.uint8)))
+def encode_masks(masks: np.ndarray | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Masks [H, W, N], or encodings as pycocotools makes them -> N encodings whose counts are text, ready for JSON."""
+    encoded = masks
+    if isinstance(masks, np.ndarray):
+        if masks.shape[-1] == 0:
+            return []
+        encoded = rle_tools.encode(np.asfortranarray(masks.astype(bool).view(np.uint8)))
     return [{"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()} for rle in encoded]
 
 
@@ -54,14 +57,15 @@ def build_coco_results(
     rois: np.ndarray | None,
     class_ids: np.ndarray,
     scores: np.ndarray,
-    masks: np.ndarray,
+    masks: np.ndarray | Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """COCO result entries, of plain Python types, for the detections of one image.
 
     Args:
         dataset: names the categories: a dataset of one source by the source's ids, of several by internal ids.
         image_ids: the ground truth's id of the image, in a list; each id listed gets all detections.
-        rois, class_ids, scores, masks: as in `MaskRCNN.detect`: (N, 4) pixels, (N,), (N,), [H, W, N].
+        rois, class_ids, scores, masks: as in `MaskRCNN.detect`: (N, 4) pixels, (N,), (N,), and [H, W, N] or
+            run-length encodings.
     """
     if rois is None or len(rois) == 0:
         return []
@@ -185,42 +189,56 @@ def _iou_types(eval_type: str | Sequence[str]) -> list[str]:
 
 
 def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int) -> tuple[list, list[int], float]:
-    """COCO result entries of all images, the ids that could not be read, and the seconds spent in `detect`."""
-    config = model.config
-    if config.IMAGE_RESIZE_MODE != "square":
+    """COCO result entries of all images, the ids that could not be read, and the seconds without loading images."""
+    if model.config.IMAGE_RESIZE_MODE != "square":
         # Equal shapes together fill the batches.
         image_ids = sorted(image_ids, key=lambda image_id: _image_size(dataset, image_id))
-    results, skipped, seconds = [], [], 0.0
+    images, results = _Images(dataset, image_ids), []
+    start = time.perf_counter()
     with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not verbose) as progress:
-        for first in range(0, len(image_ids), config.BATCH_SIZE):
-            part = image_ids[first : first + config.BATCH_SIZE]
-            images = _load(dataset, part, skipped)
+        for row in model.detect_stream(images, masks="rle"):
+            boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
+            results += build_coco_results(dataset, [_image_id(dataset, images.on_the_way.popleft())], boxes,
+                                          row["class_ids"], row["scores"], row["masks"])
+            progress.update()
+        progress.update(len(images.skipped))
+    return results, images.skipped, time.perf_counter() - start - images.seconds
+
+
+class _Images:
+    """The images of a dataset that can be read.
+
+    Attributes:
+        on_the_way: ids of the images that were given out.
+        skipped: ids of those that could not be read.
+        seconds: spent on loading.
+    """
+
+    def __init__(self, dataset: Any, image_ids: list[int]):
+        self._dataset, self._image_ids = dataset, image_ids
+        self.on_the_way: deque[int] = deque()
+        self.skipped: list[int] = []
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for image_id in self._image_ids:
             start = time.perf_counter()
-            found = model.detect(list(images.values()), verbose=0) if images else []
-            seconds += time.perf_counter() - start
-            for image_id, row in zip(images, found, strict=True):
-                boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
-                results += build_coco_results(dataset, [_image_id(dataset, image_id)], boxes, row["class_ids"],
-                                              row["scores"], row["masks"])
-            progress.update(len(part))
-    return results, skipped, seconds
-
-
-def _load(dataset: Any, image_ids: list[int], skipped: list[int]) -> dict[int, np.ndarray]:
-    images = {}
-    for image_id in image_ids:
-        try:
-            images[image_id] = dataset.load_image(image_id)
-        except Exception as error:  # a user's load_image may raise anything
-            logger.warning("image %s counts as one without detections: %s", image_id, _words(error))
-            skipped.append(int(image_id))
-    return images
+            try:
+                image = self._dataset.load_image(image_id)
+            except Exception as error:  # a user's load_image may raise anything
+                logger.warning("image %s counts as one without detections: %s", image_id, _words(error))
+                self.skipped.append(int(image_id))
+                continue
+            finally:
+                self.seconds += time.perf_counter() - start
+            self.on_the_way.append(image_id)
+            yield image
 
 
 def _image_size(dataset: Any, image_id: int) -> tuple[int, int]:
     try:
         return dataset.image_size(image_id)
-    except Exception:  # `_load` will say so
+    except Exception:  # `_Images` will say so
         return (0, 0)
 
 

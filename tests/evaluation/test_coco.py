@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 
 import numpy as np
@@ -46,22 +47,26 @@ class Boxes(Dataset):
 
 
 class Oracle:
-    """Detects what `load_mask` says, found by the image's grey value; counts the images of each call."""
+    """Detects what `load_mask` says, found by the image's grey value; counts the images of each stream."""
 
-    def __init__(self, dataset, images_per_gpu=2):
-        self.dataset, self.calls = dataset, []
-        self.config = type("OracleConfig", (Config,), {"IMAGES_PER_GPU": images_per_gpu})()
+    def __init__(self, dataset, ahead=2):
+        self.dataset, self.calls, self.ahead = dataset, [], ahead
+        self.config = Config()
 
-    def detect(self, images, verbose=0):
-        self.calls.append(len(images))
-        return [self._result(int(image[0, 0, 0]) // 10) for image in images]
+    def detect_stream(self, images, *, masks):
+        assert masks == "rle"
+        images, self.calls = iter(images), [*self.calls, 0]
+        while part := list(itertools.islice(images, self.ahead)):
+            self.calls[-1] += len(part)
+            yield from (self._result(int(image[0, 0, 0]) // 10) for image in part)
 
     def _result(self, image_id):
         masks, class_ids = self.dataset.load_mask(image_id)
         kept = class_ids > 0
         boxes = [[row[1], row[2], row[3], row[4]] for row in self.dataset.LAYOUT[image_id]]
+        rles = [rle_tools.encode(np.asfortranarray(mask.view(np.uint8))) for mask in np.moveaxis(masks, 2, 0)[kept]]
         return {"rois": np.array(boxes, np.int32).reshape(-1, 4)[kept], "class_ids": class_ids[kept],
-                "scores": np.full(kept.sum(), 0.9, np.float32), "masks": masks[..., kept]}
+                "scores": np.full(kept.sum(), 0.9, np.float32), "masks": rles}
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
@@ -137,7 +142,7 @@ def test_evaluate_a_perfect_model(given, tmp_path, capsys):
     model = Oracle(dataset)
     truth = dataset_to_coco(dataset) if given else None
     results = evaluate_coco(model, dataset, truth, "both", results_path=tmp_path / "results.json")
-    assert model.calls == [2, 1]
+    assert model.calls == [3]
     for kind in ("bbox", "segm"):
         assert results[kind].ap == pytest.approx(1)
         assert [(row.name, row.instances) for row in results[kind].classes] == [("zero", 1), ("nine", 2)]
@@ -152,10 +157,10 @@ def test_evaluate_a_perfect_model(given, tmp_path, capsys):
 
 def test_limit_image_ids_and_wrong_type():
     dataset = Boxes()
-    model = Oracle(dataset, images_per_gpu=1)
+    model = Oracle(dataset)
     evaluate_coco(model, dataset, limit=1, verbose=0)
     evaluate_coco(model, dataset, image_ids=[1, 2], verbose=0)
-    assert model.calls == [1, 1, 1]
+    assert model.calls == [1, 2]
     with pytest.raises(ValueError, match="eval_type: found 'mask'"):
         evaluate_coco(model, dataset, eval_type="mask")
 
@@ -208,6 +213,27 @@ def test_masks_of_any_number_type_are_encoded():
     masks = np.array([[[0.0, 255.0], [0.7, 1.0]]])
     for kind in (masks, np.ceil(masks).astype(np.uint8), masks > 0):
         assert [rle_tools.area(rle) for rle in encode_masks(kind)] == [1, 2]
+
+
+def test_encodings_are_taken_as_they_are():
+    masks = Boxes().load_mask(0)[0]
+    assert encode_masks(rle_tools.encode(np.asfortranarray(masks.view(np.uint8)))) == encode_masks(masks)
+    assert encode_masks([]) == []
+
+
+def test_images_are_loaded_as_the_model_takes_them():
+    """Not all of them are in memory at a time."""
+    dataset, loaded = Boxes(), []
+
+    class Watching(Oracle):
+        def _result(self, image_id):
+            loaded.append((image_id, len(seen)))
+            return super()._result(image_id)
+
+    seen, load = [], dataset.load_image
+    dataset.load_image = lambda image_id: (seen.append(image_id), load(image_id))[1]
+    results = evaluate_coco(Watching(dataset, ahead=1), dataset, dataset_to_coco(Boxes()), verbose=0)
+    assert loaded == [(0, 1), (1, 2), (2, 3)] and results.seconds_per_image > 0
 
 
 def test_build_coco_results_is_plain_json():
