@@ -1,4 +1,4 @@
-"""Grouping, order and unmolding of detections, on a graph whose answers are known."""
+"""Detector: batches, streams and forms of masks, on a graph whose answers are known and on a small network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from pycocotools import mask as rle_tools
 
 from kmrcnn.config import Config
-from kmrcnn.data.image import compose_image_meta, unmold_mask
-from kmrcnn.data.paste import paste_masks
-from kmrcnn.detection import Detector, unmold
-from kmrcnn.utils import norm_boxes
+from kmrcnn.data.image import compose_image_meta
+from kmrcnn.detection import Detector
+from kmrcnn.model import MaskRCNN
+from tests.tiny import TinyConfig
 
 D = 4
 
@@ -59,14 +60,13 @@ class Counting(Answers):
         return super().call(image, meta)
 
 
-def _detector(seen=None, **settings) -> Detector:
+def _detector(seen=None, with_masks=True, **settings) -> Detector:
     config = _Settings()
     config.update(settings)
     image, meta = keras.Input((None, None, 3), name="input_image"), keras.Input((15,), name="input_image_meta")
     detections, masks = Counting([] if seen is None else seen)(image, meta)
-    model = keras.Model({"input_image": image, "input_image_meta": meta},
-                        {"mrcnn_detection": detections, "mrcnn_mask": masks})
-    return Detector(model, config)
+    outputs = {"mrcnn_detection": detections, **({"mrcnn_mask": masks} if with_masks else {})}
+    return Detector(keras.Model({"input_image": image, "input_image_meta": meta}, outputs), config)
 
 
 def _images(sizes):
@@ -161,88 +161,6 @@ def test_memory_stays_flat():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # kB
 
 
-@pytest.mark.once
-def test_unmold_moves_boxes_through_the_window():
-    # A 200 x 400 image shown at half size in the middle of a 256 x 256 frame.
-    window, original, frame = (78, 28, 178, 228), (200, 400, 3), (256, 256, 3)
-    pixels = np.array([[78, 28, 178, 228], [88, 48, 98, 68], [100, 100, 100, 120], [80, 30, 90, 40]])
-    rows = np.concatenate([norm_boxes(pixels, frame[:2]), [[1, .9], [2, .8], [1, .7], [0, 0]]], axis=1)
-    result = unmold(rows.astype(np.float32), np.ones((4, 28, 28), np.float32), original, frame, window)
-    assert result["rois"].dtype == np.int32
-    np.testing.assert_allclose(result["rois"], [[0, 0, 200, 400], [20, 40, 40, 80]], atol=1)
-    assert result["class_ids"].tolist() == [1, 2]
-    assert result["scores"] == pytest.approx([.9, .8])
-    assert result["masks"].shape == (200, 400, 2)
-
-
-@pytest.mark.once
-def test_one_pixel_high_image():
-    frame, window = (64, 64, 3), (31, 0, 32, 64)
-    row = np.concatenate([norm_boxes(np.array([window]), frame[:2])[0], [1, .9]])[None].astype(np.float32)
-    result = unmold(row, np.ones((1, 28, 28), np.float32), (1, 64, 3), frame, window)
-    np.testing.assert_array_equal(result["rois"], [[0, 0, 1, 64]])
-
-
-@pytest.mark.once
-def test_paste_is_unmold_mask_for_every_instance():
-    rng = np.random.default_rng(0)
-    corners = np.sort(rng.integers(0, [90, 120], (20, 2, 2)), axis=1)
-    boxes = np.concatenate([corners[:, 0], corners[:, 1] + 1], axis=1)
-    masks = rng.random((20, 28, 28)).astype(np.float32)
-    pasted = paste_masks(masks, boxes, (90, 120, 3))
-    assert pasted.shape == (90, 120, 20) and pasted.dtype == bool
-    for index in range(20):
-        np.testing.assert_array_equal(pasted[:, :, index], unmold_mask(masks[index], boxes[index], (90, 120)))
-    assert paste_masks(masks[:0], boxes[:0], (90, 120, 3)).shape == (90, 120, 0)
-
-
-@pytest.mark.once
-def test_boxes_are_the_rois_before_rounding():
-    window, original, frame = (78, 28, 178, 228), (200, 400, 3), (256, 256, 3)
-    row = np.array([[(83.3 - 0) / 255, 40.7 / 255, (99.9 - 1) / 255, (61.2 - 1) / 255, 1, .9]], np.float32)
-    result = unmold(row, np.ones((1, 28, 28), np.float32), original, frame, window)
-    # Matterport: both frames are counted from the first to the last pixel.
-    expected = [(83.3 - 78) * 199 / 99, (40.7 - 28) * 399 / 199,
-                (98.9 - 78) * 199 / 99 + 1, (60.2 - 28) * 399 / 199 + 1]
-    np.testing.assert_allclose(result["boxes"], [expected], rtol=1e-4)
-    assert result["boxes"].dtype == np.float32
-    np.testing.assert_array_equal(result["rois"], np.around([expected]))
-
-
-def _half_open(pixels, frame):
-    """Rows of detections of class 1 from half-open pixel boxes in a molded image."""
-    boxes = norm_boxes(np.asarray(pixels, float), frame[:2])
-    return np.concatenate([boxes, np.ones_like(boxes[:, :2])], axis=1).astype(np.float32)
-
-
-@pytest.mark.once
-def test_pixel_frames_go_back_by_the_ratio_of_the_sizes():
-    """A 100 x 180 image shown as 160 x 300 at the top left of 160 x 320: ratios of 100 / 160 and 180 / 300."""
-    frame, window, original = (160, 320, 3), (0, 0, 160, 300), (100, 180, 3)
-    rows = _half_open([[0, 0, 160, 300], [16.4, 30.5, 80, 90.25], [40, 60, 40.2, 60.3]], frame)
-    masks = np.ones((3, 28, 28), np.float32)
-    ratio = np.array([100 / 160, 180 / 300] * 2)
-    expected = np.array([[0, 0, 160, 300], [16.4, 30.5, 80, 90.25], [40, 60, 40.2, 60.3]]) * ratio
-    for rule in ("torchvision", "detectron2"):
-        result = unmold(rows, masks, original, frame, window, box_offset=0, paste_rule=rule)
-        np.testing.assert_allclose(result["boxes"], expected, atol=1e-3)
-        assert result["rois"].tolist() == [[0, 0, 100, 180], [10, 18, 50, 54], [25, 36, 26, 37]]
-        np.testing.assert_array_equal(result["masks"], paste_masks(masks, result["boxes"], original, rule))
-    rounded = unmold(rows, masks, original, frame, window, box_offset=0)
-    assert rounded["rois"].tolist() == [[0, 0, 100, 180], [10, 18, 50, 54]], "nothing is left of the last one"
-    assert rounded["masks"].all(axis=(0, 1)).tolist() == [True, False]
-
-
-@pytest.mark.once
-def test_inclusive_boxes_scale_the_coordinate_of_their_last_pixel():
-    frame, window, original = (160, 320, 3), (0, 0, 160, 300), (100, 180, 3)
-    rows, masks = _half_open([[16, 30, 80, 90]], frame), np.ones((1, 28, 28), np.float32)
-    result = unmold(rows, masks, original, frame, window, box_offset=0, inclusive=True, paste_rule="torchvision")
-    expected = [[16 * 100 / 160, 30 * 180 / 300, 79 * 100 / 160 + 1, 89 * 180 / 300 + 1]]
-    np.testing.assert_allclose(result["boxes"], expected, atol=1e-4)
-    np.testing.assert_array_equal(result["masks"], paste_masks(masks, expected, original, "torchvision", True))
-
-
 def test_the_config_chooses_the_way_back():
     image = np.full((50, 90, 3), 90, np.uint8)
     seen = {}
@@ -261,3 +179,175 @@ def test_the_config_chooses_the_way_back():
 def test_empty_results_have_boxes():
     result = _detector().detect([np.zeros((40, 50, 3), np.uint8)])[0]
     assert result["boxes"].shape == (0, 4) and result["boxes"].dtype == np.float32
+
+
+def _encoded(masks: np.ndarray) -> list[dict]:
+    return rle_tools.encode(np.asfortranarray(masks.view(np.uint8))) if masks.shape[2] else []
+
+
+def _assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, list):
+            assert found[name] == value
+        else:
+            np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.parametrize("form", ["bool", "rle", "soft", "none"])
+def test_a_stream_equals_detect(form):
+    images = [*_images(SIZES), np.zeros((30, 40, 3), np.uint8), *_images(SIZES[3:])]
+    detector = _detector()
+    expected, found = detector.detect(images, form), list(detector.stream(iter(images), form))
+    assert len(found) == len(expected) == 14
+    for one, other in zip(found, expected, strict=True):
+        _assert_same(one, other)
+
+
+def test_forms_of_masks():
+    image = _images([(50, 70)])[0]
+    detector = _detector(IMAGES_PER_GPU=1)
+    stack, rle, soft, none = (detector.detect([image], form)[0] for form in ("bool", "rle", "soft", None))
+    assert rle["masks"] == _encoded(stack["masks"]) and rle_tools.area(rle["masks"][0]) == 50 * 70
+    assert soft["masks"].dtype == np.float32
+    np.testing.assert_array_equal(soft["masks"], np.ones((1, 28, 28), np.float32))
+    assert "masks" not in none
+    for result in (rle, soft, none):
+        _assert_same({**result, "masks": 0}, {**stack, "masks": 0})
+
+
+def test_a_network_without_masks():
+    image, detector = _images([(50, 70)])[0], _detector(with_masks=False, IMAGES_PER_GPU=1)
+    stack, rle, none = (detector.detect([image], form)[0] for form in ("bool", "rle", None))
+    assert stack["masks"].shape == (50, 70, 1) and not stack["masks"].any()
+    assert rle["masks"] == _encoded(np.array(stack["masks"])) and "masks" not in none
+    np.testing.assert_array_equal(none["rois"], [[0, 0, 50, 70]])
+
+
+def test_forms_of_empty_results():
+    image, detector = np.zeros((40, 50, 3), np.uint8), _detector(IMAGES_PER_GPU=1)
+    assert detector.detect([image], "rle")[0]["masks"] == []
+    assert detector.detect([image], "soft")[0]["masks"].shape == (0, 28, 28)
+    assert list(detector.stream([])) == []
+
+
+@pytest.mark.parametrize("call", [lambda detector: detector.detect([], "RLE"),
+                                  lambda detector: detector.stream([], "RLE"),
+                                  lambda detector: detector.detect_molded(np.zeros((0, 64, 64, 3)), [], "RLE")])
+def test_an_unknown_form_is_named(call):
+    with pytest.raises(ValueError, match="masks: found 'RLE', expected one of .*'bool', 'rle'.* or None"):
+        call(_detector())
+
+
+def _threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("kmrcnn-detect")]
+
+
+def test_a_stream_pulls_what_it_has_room_for_and_ends_its_threads():
+    pulled = []
+    source = (pulled.append(1) or image for _ in range(100) for image in _images([(64, 64)]))
+    stream = _detector(IMAGES_PER_GPU=2).stream(source)
+    assert not _threads() and not pulled
+    for given in range(1, 6):
+        next(stream)
+        assert given <= len(pulled) <= given + 8
+    assert _threads()
+    stream.close()
+    assert not _threads() and len(pulled) < 20
+
+
+def test_errors_come_behind_the_results_before_them():
+    images = _images(SIZES)
+
+    def broken():
+        yield from images[:5]
+        raise OSError("the disk is gone")
+
+    for source, error, count in ((broken(), OSError, 5), ([*images[:4], images[0][..., :2], images[0]], ValueError, 4)):
+        found = []
+        with pytest.raises(error, match="the disk is gone|images.4.: expected the shape"):
+            for result in _detector().stream(source):
+                found.append(result["scores"][0])
+        assert found == pytest.approx([(10 * index + 10) / 255 for index in range(count)], rel=1e-5)
+        assert not _threads()
+
+
+def test_pixels_are_normalised_alike_on_the_device_and_before():
+    settings = {"MEAN_PIXEL": np.array([5.0, 6.0, 7.5]), "STD_PIXEL": np.array([1.5, 2.0, 0.7])}
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    scores = [_detector(IMAGES_PER_GPU=1, **settings).detect([pixels], None)[0]["scores"]
+              for pixels in (image, image.astype(np.float32))]
+    np.testing.assert_allclose(*scores, rtol=1e-6)
+    expected = ((image - settings["MEAN_PIXEL"]) / settings["STD_PIXEL"]).max() / 255
+    np.testing.assert_allclose(scores[0], [expected], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> MaskRCNN:
+    config = TinyConfig()
+    # One engine from the first batch on, so that equal means equal.
+    config.ENGINE = "eager" if keras.backend.backend() == "torch" else "auto"
+    return MaskRCNN("inference", config, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((64, 64), (40, 90), (100, 30), (64, 50), (70, 71))]
+
+
+def test_run_lengths_of_a_network_are_its_masks(network, noise):
+    stacks, rles = network.detect(noise), network.detect(noise, masks="rle")
+    assert sum(len(stack["scores"]) for stack in stacks) > 10
+    for image, stack, rle in zip(noise, stacks, rles, strict=True):
+        assert rle["masks"] == _encoded(stack["masks"])
+        np.testing.assert_array_equal(rle_tools.decode(rle["masks"]).astype(bool), stack["masks"])
+        assert stack["masks"].shape[:2] == image.shape[:2]
+        np.testing.assert_array_equal(rle["rois"], stack["rois"])
+
+
+def test_a_stream_of_a_network_equals_detect(network, noise):
+    for found, expected in zip(network.detect_stream(iter(noise), masks="rle"), network.detect(noise, masks="rle"),
+                               strict=True):
+        _assert_same(found, expected)
+
+
+def test_a_network_does_without_masks(network, noise):
+    plain, full = network.detect(noise[:2], masks=None), network.detect(noise[:2])
+    for found, expected in zip(plain, full, strict=True):
+        assert "masks" not in found
+        np.testing.assert_allclose(found["scores"], expected["scores"], rtol=1e-5)
+        np.testing.assert_array_equal(found["class_ids"], expected["class_ids"])
+
+
+def test_molded_images_take_a_form(network, noise):
+    molded, metas, _ = network.mold_inputs(noise[:1] * 2)
+    rles, stacks = (network.detect_molded(molded, metas, masks=form) for form in ("rle", "bool"))
+    assert rles[1]["masks"] == _encoded(stacks[1]["masks"]) and len(rles[1]["masks"])
+
+
+def test_an_image_of_one_tile_is_detected_as_it_is(network, noise):
+    found, expected = network.detect_tiled(noise[0]), network.detect(noise[:1], masks="rle")[0]
+    order = np.argsort(-expected["scores"], kind="stable")
+    for name in ("rois", "boxes", "class_ids", "scores"):
+        np.testing.assert_allclose(found[name], expected[name][order], rtol=1e-5)
+    assert found["masks"] == [expected["masks"][index] for index in order]
+
+
+def test_a_large_image_in_every_form(network):
+    image = np.random.default_rng(1).integers(0, 256, (100, 130, 3), np.uint8)
+    stack, rle, none = (network.detect_tiled(image, masks=form) for form in ("bool", "rle", None))
+    assert stack["masks"].shape == (100, 130, len(stack["scores"])) and len(stack["scores"]) > 8
+    assert rle["masks"] == _encoded(stack["masks"]) and "masks" not in none
+    assert (np.diff(stack["scores"]) <= 0).all()
+    np.testing.assert_array_equal(stack["rois"], none["rois"])
+    with pytest.raises(ValueError, match="masks: found 'soft', expected one of"):
+        network.detect_tiled(image, masks="soft")
+
+
+def test_another_mode_detects_nothing(tmp_path):
+    model = object.__new__(MaskRCNN)
+    model.mode = "training"
+    for call in (model.detect_stream, model.detect_tiled):
+        with pytest.raises(ValueError, match='"inference" mode'):
+            call([])
