@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle_tools
 
-from kmrcnn.data.paste import paste_masks
+from kmrcnn.data.paste import paste_masks, paste_rle
 from tests.reference import pooling as reference
 
 pytestmark = pytest.mark.once
@@ -51,3 +52,19 @@ def test_small_empty_and_broken_boxes(rule):
 def test_unknown_rule():
     with pytest.raises(ValueError, match="rule must be one of .* found 'nearest'"):
         paste_masks(np.zeros((1, 2, 2)), np.zeros((1, 4)), SHAPE, "nearest")
+
+
+@pytest.mark.parametrize("rule", ["matterport", "torchvision", "detectron2"])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 1), (1, 30), (30, 1)])
+def test_run_lengths_equal_pycocotools_to_the_byte(rule, shape):
+    """Also where a mask fills columns from top to bottom, ends in the last pixel, or is empty."""
+    rng = np.random.default_rng(7)
+    corner = rng.integers(0, shape, (20, 2))
+    boxes = np.concatenate([corner, rng.integers(corner + 1, np.array(shape) + 1)], axis=1)
+    boxes[:4] = [[0, 0, *shape], [0, corner[1, 1], shape[0], shape[1]], [corner[2, 0], 0, *shape], [0, 0, 1, 1]]
+    masks = rng.uniform(size=(20, 5, 6)).astype("float32")
+    masks[0:2], masks[4] = 1, 0
+    stack = paste_masks(masks, boxes, shape, rule)
+    assert stack.any() and not stack.all(axis=(0, 1)).all()
+    assert paste_rle(masks, boxes, (*shape, 3), rule) == rle_tools.encode(np.asfortranarray(stack.view(np.uint8)))
+    assert paste_rle(masks[:0], boxes[:0], shape, rule) == []
