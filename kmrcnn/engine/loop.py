@@ -85,7 +85,7 @@ def _train_epoch(model: keras.Model, train_step: TrainStep, batches: Iterator[Ma
         for index in range(steps):
             for callback in begin:
                 callback.on_train_batch_begin(index)
-            scalars = train_step(next(batches))
+            scalars = _step(train_step, next(batches), progress)
             means.add(scalars)
             if end:
                 logs = DeviceLogs(scalars)
@@ -95,6 +95,16 @@ def _train_epoch(model: keras.Model, train_step: TrainStep, batches: Iterator[Ma
             if model.stop_training:
                 break
         return means.read()
+
+
+def _step(train_step: TrainStep, batch: Mapping, progress: Progress) -> Mapping:
+    """One step. Says how long it took to get ready for batches of a new shape."""
+    start, traces = time.monotonic(), train_step.traces
+    scalars = train_step(batch)
+    if train_step.traces > traces:
+        progress.note(f"Ready for batches of this shape after {time.monotonic() - start:.1f} s "
+                      f"(engine: {train_step.engine})")
+    return scalars
 
 
 def _validate(eval_step: Callable[[Mapping], Mapping], batches: Iterable[Mapping],

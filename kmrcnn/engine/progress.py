@@ -49,6 +49,11 @@ class Progress:
         self._bar.update(self._pending)
         self._pending, self._due = 0, time.monotonic() + self._interval
 
+    def note(self, text: str) -> None:
+        """Print a line beside the bar."""
+        if not self._bar.disable:
+            tqdm.write(text)
+
     def __enter__(self) -> Progress:
         return self
 

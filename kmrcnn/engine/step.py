@@ -23,9 +23,13 @@ class TrainStep(Protocol):
 
     Attributes:
         engine: name of the engine that ran the last batch, see `kmrcnn.engine.execution`; "" before the first.
+        traces: how often a function was traced or compiled so far.
+        accumulated: batches since the last update.
     """
 
     engine: str
+    traces: int
+    accumulated: int
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Train on one batch. Returns scalars on the device; nothing waits for them."""

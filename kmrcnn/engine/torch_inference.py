@@ -11,7 +11,7 @@ from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.step import model_inputs
 from kmrcnn.engine.torch_capture import Captured, CaptureError, Recorder
 from kmrcnn.engine.torch_compile import compile_graph
-from kmrcnn.engine.torch_engines import EAGER, Engine, Engines
+from kmrcnn.engine.torch_engines import Engine, Engines
 from kmrcnn.engine.torch_hoist import Hoisted
 from kmrcnn.engine.torch_layout import order_for_convolutions
 from kmrcnn.engine.torch_trace import trace_inference
@@ -22,8 +22,6 @@ Tensors = Sequence[torch.Tensor]
 class Inference:
     """Function batch -> results by name, tensors on the device.
 
-    With engine "auto" the first batch of a shape runs eagerly, since many programs have no second.
-
     Args:
         model: graph with dict inputs and outputs.
         select: (outputs, trainable weights) -> results by name, on the device.
@@ -32,30 +30,25 @@ class Inference:
 
     Attributes:
         engine: name of the engine that ran the last batch; "" before.
-        prepared: how many times a function was traced so far.
+        traces: how many times a function was traced so far.
     """
 
     def __init__(self, model: keras.Model, select: Callable[[Mapping, list], Mapping], execution: Execution,
                  recorder: Recorder | None = None):
-        self.engine, self.prepared = "", 0
+        self.engine, self.traces = "", 0
         self._model, self._select, self._execution = model, select, execution
         self._trainable, self._fixed = list(model.trainable_variables), list(model.non_trainable_variables)
         order_for_convolutions(model)
         self._weights = [variable.value for variable in (*self._trainable, *self._fixed)]
         self._engines = Engines(execution, any(weight.is_cuda for weight in self._weights), recorder)
         self._runs: dict[tuple, Callable[[Tensors], Tensors]] = {}
-        self._seen: set[tuple] = set()
         self._names: list[str] = []
 
     @torch.no_grad()
     def __call__(self, batch: Mapping) -> dict[str, torch.Tensor]:
         inputs = model_inputs(self._model, batch)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs.values())
-        if self._execution.engine == "auto" and shapes not in self._seen:
-            self._seen.add(shapes)
-            self.engine, results = EAGER.name, self._eager(list(inputs))(*self._weights, *inputs.values())
-        else:
-            results = self._run(shapes, inputs)
+        results = self._run(shapes, inputs)
         return dict(zip(self._names, results, strict=True))
 
     def _run(self, shapes: tuple, inputs: dict[str, torch.Tensor]) -> Tensors:
@@ -74,7 +67,7 @@ class Inference:
         function, values = self._eager(list(inputs)), list(inputs.values())
         if not engine.trace:
             return lambda values: function(*self._weights, *values)
-        self.prepared += 1
+        self.traces += 1
         traced = Hoisted(trace_inference(function, [*self._weights, *values]), self._weights)
         call = traced.graph
         if engine.compile:

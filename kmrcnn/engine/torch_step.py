@@ -31,15 +31,15 @@ class TrainStep:
     """Training step; see `kmrcnn.engine.step.TrainStep`. Weights always live in the Keras variables.
 
     Attributes:
-        prepared: how many times a function was traced so far.
+        traces: how many times a function was traced so far.
         accumulated: batches since the last update.
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
                  execution: Execution, recorder: Recorder | None = None):
-        self.engine, self.prepared, self.accumulated = "", 0, 0
+        self.engine, self.traces, self.accumulated = "", 0, 0
         self._model, self._optimizer, self._objective, self._execution = model, optimizer, objective, execution
-        self._scale = LossScale() if needs_loss_scale(model) else None
+        self.loss_scale = LossScale() if needs_loss_scale(model) else None
         order_for_convolutions(model)
         on_gpu = any(variable.value.is_cuda for variable in model.variables)
         self._engines = Engines(execution, on_gpu, recorder)
@@ -69,28 +69,31 @@ class TrainStep:
         self._weights = [variable.value for variable in (*trainable, *self._fixed)]
         decay = {index: self._objective.decay(variable.value.numel()) for index, variable in enumerate(trainable)
                  if is_decayed(variable) and self._objective.weight_decay}
-        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self._scale)
-        self._runs: dict[tuple, Callable[[Tensors], Tensors]] = {}
+        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self.loss_scale)
+        self._runs: dict[tuple, dict[bool, Callable[[Tensors], Tensors]]] = {}
         self._names: list[str] = []
         self._changed: list[int] = []
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> Tensors:
-        key = (self.accumulated, *((tensor.shape, tensor.dtype) for tensor in inputs.values()))
-        if key not in self._runs:
-            self._runs[key] = self._engines.attempt(lambda engine: self._build(engine, inputs, self.accumulated == 0))
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs.values())
         try:
+            if shapes not in self._runs:
+                self._runs[shapes] = self._engines.attempt(lambda engine: self._build(engine, inputs))
             self.engine = self._engines.current.name
-            return self._runs[key](list(inputs.values()))
+            return self._runs[shapes][self.accumulated == 0](list(inputs.values()))
         except CaptureError as error:
             self._engines.drop(error)
             self._runs.clear()
             return self._run(inputs)
 
-    def _build(self, engine: Engine, inputs: dict[str, torch.Tensor], update: bool) -> Callable[[Tensors], Tensors]:
+    def _build(self, engine: Engine, inputs: dict[str, torch.Tensor]) -> dict[bool, Callable[[Tensors], Tensors]]:
+        """Functions of inputs: by True the one that ends with an update, by False the one that only accumulates."""
         if engine.capture and not self._apply.native:
-            raise CaptureError(f"the update of {type(self._optimizer).__name__} with its settings runs Keras' own code")
+            raise ValueError(f"the update of {type(self._optimizer).__name__} with its settings runs Keras' own code")
         gradients = self._gradients(engine, inputs)
+        return {update: self._step(gradients, engine, update) for update in (True, False)}
 
+    def _step(self, gradients: Callable[..., Tensors], engine: Engine, update: bool) -> Callable[[Tensors], Tensors]:
         @torch.no_grad()
         def step(values: Tensors) -> Tensors:
             results = gradients(*self._weights, *values, *self._apply.scales)
@@ -117,7 +120,7 @@ class TrainStep:
         function, wanted = self._losses(list(inputs)), range(self._count)
         if not engine.trace:
             return with_gradients(function, wanted)
-        self.prepared += 1
+        self.traces += 1
         arguments = [*self._weights, *inputs.values(), *self._apply.scales]
         graph = trace_gradients(function, arguments, wanted)
         return compile_graph(graph, arguments) if engine.compile else graph

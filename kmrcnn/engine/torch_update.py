@@ -52,7 +52,9 @@ class Update:
     def __call__(self, gradients: Gradients) -> None:
         """Update the variables in place. May overwrite the gradients."""
         if not self.native:
-            self._optimizer.apply(list(gradients), self._variables)
+            # Keras divides by this factor, which the loss of these gradients was not multiplied by.
+            factor = self._optimizer.loss_scale_factor or 1.0
+            self._optimizer.apply([gradient * factor for gradient in gradients], self._variables)
             return
         values = [variable.value.detach() for variable in self._variables]
         gradients = self._clipped(gradients)
@@ -134,7 +136,7 @@ class Update:
 def _is_plain(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> bool:
     """No setting that only Keras' own code follows."""
     special = (optimizer.clipnorm, optimizer.clipvalue, optimizer.gradient_accumulation_steps,
-               optimizer.loss_scale_factor, optimizer.ema_overwrite_frequency if optimizer.use_ema else None)
+               optimizer.ema_overwrite_frequency if optimizer.use_ema else None)
     kinds = (keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW)
     own = any(type(optimizer).update_step is kind.update_step for kind in kinds)
     return own and not any(special) and all(v.constraint is None and not v.overwrite_with_gradient for v in variables)

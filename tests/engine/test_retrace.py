@@ -88,8 +88,8 @@ def half_precision():
 
 
 @pytest.mark.parametrize("build", [
-    lambda model: build_eval_step(model, {}, 0.1),
-    lambda model: build_detect_step(model, lambda outputs: {"prediction": outputs["prediction"]}),
+    lambda model: build_eval_step(model, {}, 0.1, execution=Execution("traced")),
+    lambda model: build_detect_step(model, lambda outputs: {"prediction": outputs["prediction"]}, Execution("traced")),
 ])
 def test_evaluation_and_detection_are_traced_once_a_shape(build):
     model = build_model(norm=True)
