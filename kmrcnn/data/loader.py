@@ -114,7 +114,7 @@ class DataLoader:
         if not self.workers:
             yield from map(self.batch, steps)
             return
-        build = functools.partial(self._build, read=self._prepare_workers())
+        build = self._prepare_workers()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="kmrcnn-loader")
         try:
             ahead = deque(pool.submit(build, step) for step in itertools.islice(steps, 2 * self.workers))
@@ -136,9 +136,6 @@ class DataLoader:
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
-    def _build(self, step: int, read: Callable) -> dict[str, np.ndarray]:
-        return collate(self._read(step, read), self.settings)
-
     def _read(self, step: int, read: Callable) -> list[Sample]:
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
@@ -146,19 +143,20 @@ class DataLoader:
         self._note(failures)
         return samples
 
-    def _prepare_workers(self) -> Callable:
+    def _prepare_workers(self) -> Callable[[int], dict[str, np.ndarray]]:
+        """Start them where they are processes; returns what makes the batch of a step."""
         if self._payload is None:
-            return self._reader.read
+            return self.batch
         while len(self._processes) < self.workers:
             self._processes.append(WorkerProcess(self._payload))
             self._idle.put(self._processes[-1])
-        return self._read_remotely
+        return self._remote_batch
 
-    def _read_remotely(self, *arguments: Any) -> Any:
+    def _remote_batch(self, step: int) -> dict[str, np.ndarray]:
         idle = self._idle
         process = idle.get()
-        try:
-            return process.read(*arguments)
+        try:  # collate copies the samples out of the memory that the next read overwrites
+            return collate(self._read(step, process.read), self.settings)
         finally:
             idle.put(process)
 

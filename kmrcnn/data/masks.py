@@ -6,23 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kmrcnn.data.extents import extract_bboxes
 from kmrcnn.data.resample import linear_index, resize_bilinear
 
-
-def extract_bboxes(mask: np.ndarray) -> np.ndarray:
-    """Tight boxes of masks [H, W, N]: int32 [N, 4] y1x1y2x2 pixels, half-open; zeros for an empty mask."""
-    planes = np.moveaxis(mask, 2, 0)
-    if planes.dtype != bool:
-        planes = planes != 0
-    boxes = np.zeros((len(planes), 4), np.int32)
-    if not planes.size:
-        return boxes
-    for axis, (first, last) in ((2, (0, 2)), (1, (1, 3))):
-        hit = planes.any(axis=axis)
-        boxes[:, first] = hit.argmax(axis=1)
-        boxes[:, last] = hit.shape[1] - hit[:, ::-1].argmax(axis=1)
-    boxes[~planes.any(axis=(1, 2))] = 0
-    return boxes
+__all__ = ["extract_bboxes", "minimize_mask", "expand_mask", "unmold_mask"]
 
 
 def minimize_mask(bbox: np.ndarray, mask: np.ndarray, mini_shape: Sequence[int]) -> np.ndarray:

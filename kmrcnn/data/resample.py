@@ -6,8 +6,12 @@ that an image and its masks never drift apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
+
+from kmrcnn.data.extents import extract_bboxes
 
 
 def nearest_index(out_size: int, in_size: int) -> np.ndarray:
@@ -67,16 +71,30 @@ def resize_smoothly(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(plane.resize(size, Image.Resampling.BILINEAR)) for plane in planes], axis=2)
 
 
-def resize_planes(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_planes(
+    masks: np.ndarray,
+    height: int,
+    width: int,
+    canvas: Sequence[int] | None = None,
+    corner: Sequence[int] = (0, 0),
+) -> np.ndarray:
     """Resize masks [H, W, N] by nearest neighbour to [height, width, N], same dtype.
 
-    The result is a view of instance-major memory, which the per-instance steps that follow read fastest.
+    canvas: (height, width) of zeros that the result is put on, its top left at `corner` (y, x).
+
+    Only the part of each mask that is not zero is looked at. The result is a view of instance-major memory, which the
+    per-instance steps that follow read fastest.
     """
-    if masks.shape[:2] == (height, width):
+    canvas = (height, width) if canvas is None else tuple(canvas)
+    if masks.shape[:2] == (height, width) == canvas:
         return masks
-    if masks.strides[0] < masks.strides[1]:  # column-major, as pycocotools decodes: gather along its memory
-        return resize_planes(masks.swapaxes(0, 1), width, height).swapaxes(0, 1)
-    planes = np.ascontiguousarray(np.moveaxis(masks, 2, 0))
-    planes = planes.take(nearest_index(width, planes.shape[2]), axis=2)
-    planes = planes.take(nearest_index(height, planes.shape[1]), axis=1)
-    return np.moveaxis(planes, 0, 2)
+    if abs(masks.strides[0]) < abs(masks.strides[1]):  # column-major, as pycocotools decodes: gather along its memory
+        turned = resize_planes(masks.swapaxes(0, 1), width, height, canvas[::-1], corner[::-1])
+        return turned.swapaxes(0, 1)
+    out = np.zeros((masks.shape[2], *canvas), masks.dtype)
+    rows, columns = nearest_index(height, masks.shape[0]), nearest_index(width, masks.shape[1])
+    for plane, source, (y1, x1, y2, x2) in zip(out, np.moveaxis(masks, 2, 0), extract_bboxes(masks), strict=True):
+        (top, bottom), (left, right) = rows.searchsorted((y1, y2)), columns.searchsorted((x1, x2))
+        part = source[y1:y2, x1:x2].take(columns[left:right] - x1, axis=1).take(rows[top:bottom] - y1, axis=0)
+        plane[corner[0] + top : corner[0] + bottom, corner[1] + left : corner[1] + right] = part
+    return np.moveaxis(out, 0, 2)

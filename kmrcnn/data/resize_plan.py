@@ -55,7 +55,9 @@ class ResizePlan:
 
     def masks(self, masks: np.ndarray) -> np.ndarray:
         """The same for masks [H, W, N], by nearest neighbour."""
-        return self._place(resize_planes(masks, *self.resized))
+        if self.crop:
+            return self._place(resize_planes(masks, *self.resized))
+        return resize_planes(masks, *self.resized, self.shape, self.window[:2])
 
     def _place(self, array: np.ndarray) -> np.ndarray:
         if self.crop:

@@ -1,4 +1,4 @@
-"""A loader worker as a process of its own, talking pickles over its pipes.
+"""A loader worker as a process of its own, talking pickles over its pipes, with arrays in shared memory.
 
 Not multiprocessing: its spawned children import the user's script again, which breaks every script without
 a `__main__` guard. This child imports numpy, Pillow and the modules of dataset and augmentation, nothing
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from kmrcnn.data.reader import SampleReader
+from kmrcnn.data.shared import SharedMemory, dumps, load, shared_memory
 
 
 class PackedList(Sequence):
@@ -59,11 +60,14 @@ class WorkerProcess:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
         }
+        self._memory = shared_memory()
+        descriptors = () if self._memory is None else (self._memory.descriptor,)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from kmrcnn.data.worker import main; main()"],
+            [sys.executable, "-c", f"from kmrcnn.data.worker import main; main({', '.join(map(str, descriptors))})"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            pass_fds=descriptors,
         )
         try:
             self.process.stdin.write(payload)
@@ -72,11 +76,14 @@ class WorkerProcess:
             self._died()
 
     def read(self, *arguments: Any) -> Any:
-        """Run SampleReader.read in the child. RuntimeError when it raises there, or when the child died."""
+        """Run SampleReader.read in the child. RuntimeError when it raises there, or when the child died.
+
+        Arrays of the answer lie in shared memory that the next call overwrites: copy what is to stay.
+        """
         try:
             pickle.dump(arguments, self.process.stdin, pickle.HIGHEST_PROTOCOL)
             self.process.stdin.flush()
-            good, answer = pickle.load(self.process.stdout)
+            good, answer = load(self.process.stdout, self._memory)
         except (OSError, EOFError, pickle.UnpicklingError):
             self._died()
         if not good:
@@ -100,10 +107,14 @@ class WorkerProcess:
             except OSError:  # unsent bytes for a child that is gone
                 pass
         self.process.wait()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
 
-def main() -> None:
-    """The child: answer calls from stdin until it closes."""
+def main(descriptor: int | None = None) -> None:
+    """The child: answer calls from stdin until it closes; arrays go through the memory of `descriptor`."""
+    memory = None if descriptor is None else SharedMemory(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what user code prints must not end up between the pickles
@@ -121,11 +132,11 @@ def main() -> None:
         except EOFError:
             return
         try:
-            answer = (False, failure) if failure else (True, reader.read(*arguments))
+            answer = dumps((False, failure) if failure else (True, reader.read(*arguments)), memory)
         except Exception as error:
-            answer = (False, str(error))
+            answer = dumps((False, str(error)), None)
         try:
-            pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+            answers.write(answer)
             answers.flush()
         except BrokenPipeError:  # the parent is gone
             os._exit(0)

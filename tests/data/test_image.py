@@ -136,6 +136,11 @@ def test_masks_follow_the_images_grid(order, target):
     resized = resize_planes(masks, *target)
     rows, columns = nearest_index(target[0], 21), nearest_index(target[1], 13)
     np.testing.assert_array_equal(resized, masks[rows][:, columns])
+    sparse = np.zeros((21, 13, 3), bool, order=order)
+    sparse[3:9, 2:12, 0], sparse[18, 5, 2] = masks[3:9, 2:12, 0], True
+    placed = resize_planes(sparse[:, ::-1], *target, (target[0] + 7, target[1] + 4), (5, 1))
+    expected = np.pad(sparse[:, ::-1][rows][:, columns], ((5, 2), (1, 3), (0, 0)))
+    np.testing.assert_array_equal(placed, expected)
     # A mask drawn into an image and resized with it stays where the image shows it.
     block = np.zeros((21, 13, 1), bool, order=order)
     block[4:15, 3:9] = True

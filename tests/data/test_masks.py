@@ -29,6 +29,18 @@ def test_boxes_are_tight_and_half_open(order):
         assert (y1, x1, y2, x2) == (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1)
 
 
+@pytest.mark.parametrize("order", ["C", "F", "instances first"])
+def test_boxes_of_mirrored_and_turned_masks(order):
+    masks = np.zeros((50, 60, 3), bool)
+    masks[4:9, 7:31, 0] = masks[0:50, 59:, 2] = True
+    boxes = extract_bboxes(masks).tolist()
+    assert boxes == [[4, 7, 9, 31], [0, 0, 0, 0], [0, 59, 50, 60]]
+    masks = np.moveaxis(np.moveaxis(masks, 2, 0).copy(), 0, 2) if order == "instances first" else masks.copy(order)
+    assert extract_bboxes(masks[:, ::-1]).tolist() == [[4, 29, 9, 53], [0, 0, 0, 0], [0, 0, 50, 1]]
+    assert extract_bboxes(masks[::-1]).tolist() == [[41, 7, 46, 31], [0, 0, 0, 0], [0, 59, 50, 60]]
+    assert extract_bboxes(masks[::-1, ::-1].swapaxes(0, 1)).tolist() == [[29, 41, 53, 46], [0] * 4, [0, 0, 1, 50]]
+
+
 def test_boxes_of_empty_and_single_pixel_masks():
     masks = np.zeros((4, 5, 2), np.uint8)
     masks[3, 4, 1] = 1
