@@ -1,4 +1,4 @@
-"""Convolutions that cost one native op on torch and are Keras' own elsewhere, but for grouped ones on the CPU."""
+"""Convolutions that cost one native op on torch and are Keras' own elsewhere, but where those are slow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kmrcnn.layers.grouped_conv import grouped_conv, has_native_grouped_conv
+from kmrcnn.layers.product_conv import covering_conv, covers_input, enlarges_by_tiles, tiled_transpose
 
 _ON_TORCH = keras.backend.backend() == "torch"
 if _ON_TORCH:
@@ -37,6 +38,8 @@ class Conv2D(keras.layers.Conv2D):
         return super().call(inputs)
 
     def convolution_op(self, inputs, kernel):
+        if covers_input(self, inputs):
+            return covering_conv(inputs, ops.convert_to_tensor(kernel))
         if self.groups == 1 or has_native_grouped_conv():
             return super().convolution_op(inputs, kernel)
         return grouped_conv(inputs, ops.convert_to_tensor(kernel), self.groups, self.strides, self.padding,
@@ -66,8 +69,12 @@ class Conv2DTranspose(keras.layers.Conv2DTranspose):
     """`keras.layers.Conv2DTranspose` (NHWC, "valid"); kernel shape (h, w, out, in)."""
 
     def call(self, inputs):
-        if not _ON_TORCH:
+        if _ON_TORCH:
+            bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
+            outputs = torch_native.conv2d_transpose(inputs, ops.convert_to_tensor(self.kernel), bias, self.strides)
+        elif enlarges_by_tiles(self):
+            outputs = tiled_transpose(inputs, ops.convert_to_tensor(self.kernel))
+            outputs = outputs + ops.convert_to_tensor(self.bias) if self.use_bias else outputs
+        else:
             return super().call(inputs)
-        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
-        outputs = torch_native.conv2d_transpose(inputs, ops.convert_to_tensor(self.kernel), bias, self.strides)
         return outputs if self.activation is None else self.activation(outputs)
