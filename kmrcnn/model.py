@@ -31,6 +31,7 @@ from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
@@ -123,7 +124,7 @@ class MaskRCNN:
         self.mode, self.config, self.model_dir = mode, config, os.fspath(model_dir)
         self.set_log_dir()
         build = build_training_model if mode == "training" else build_inference_model
-        with _seeded(config.SEED):
+        with _seeded(config.SEED), precision_policy(config.PRECISION):
             self.keras_model = build(config)
         self._user_optimizer: keras.optimizers.Optimizer | None = None
         self._named_tensors = NamedTensors(self.keras_model)
@@ -233,7 +234,7 @@ class MaskRCNN:
         self._user_optimizer = optimizer
         if optimizer is None:
             optimizer = default_optimizer(self.config, learning_rate, momentum)
-        self.keras_model.compile(optimizer=optimizer, jit_compile=False)
+        self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
 
     def train(self, train_dataset: Dataset, val_dataset: Dataset | None, learning_rate: float | None, epochs: int,
               layers: str, augmentation: Any = None,
@@ -267,7 +268,7 @@ class MaskRCNN:
         self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
         optimizer = self._ready_optimizer(learning_rate)
         terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
-        execution = Execution(prepare=image_preparation(self.config))
+        execution = self._execution(epochs)
         with contextlib.ExitStack() as stack:
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers,
@@ -480,8 +481,13 @@ class MaskRCNN:
         optimizer = ready_optimizer(self._user_optimizer, self.keras_model, self.config, learning_rate)
         if self._user_optimizer is not None:
             self._user_optimizer = optimizer
-        self.keras_model.compile(optimizer=optimizer, jit_compile=False)
+        self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
         return optimizer
+
+    def _execution(self, epochs: int) -> Execution:
+        config, remaining = self.config, max(0, epochs - self.epoch)
+        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, remaining * config.STEPS_PER_EPOCH,
+                         image_preparation(config))
 
     def _save_checkpoint(self, epoch: int) -> None:
         filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")

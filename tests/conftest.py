@@ -24,6 +24,8 @@ def _limit_threads() -> None:
 _limit_threads()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# An engine that does not work fails its test instead of falling back.
+os.environ.setdefault("KMRCNN_ENGINE_FALLBACK", "error")
 
 import kmrcnn  # noqa: E402, F401  (chooses the backend; must come after the thread limits)
 

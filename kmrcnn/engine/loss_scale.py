@@ -40,7 +40,9 @@ def all_finite(gradients: Sequence) -> Any:
 
 def next_scale(scale, good_steps, finite) -> tuple:
     """(scale, good_steps) after a step whose gradients were `finite` or not; scale stays in [1, 2**24]."""
-    good = ops.where(finite, good_steps + 1, 0)
-    grown = ops.equal(good, GROWTH_INTERVAL)
-    factor = ops.where(finite, ops.where(grown, 2.0, 1.0), 0.5)
-    return ops.clip(scale * factor, 1.0, 2.0**24), ops.cast(ops.where(grown, 0, good), "int32")
+    # Arithmetic on the tensors alone: a number given to `where` or `clip` would be sent to the device in every step.
+    good_steps = (good_steps + 1) * ops.cast(finite, "int32")
+    grown = ops.cast(good_steps == GROWTH_INTERVAL, "float32")
+    bad = 1.0 - ops.cast(finite, "float32")
+    factor = 1.0 + grown * ops.cast(scale < 2.0**24, "float32") - 0.5 * bad * ops.cast(scale > 1.0, "float32")
+    return scale * factor, good_steps * (1 - ops.cast(grown, "int32"))

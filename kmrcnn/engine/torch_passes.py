@@ -10,7 +10,7 @@ from torch.fx import Graph, GraphModule, Node
 aten = torch.ops.aten
 
 # Element-wise operations of one or two tensors of equal shape, through which a permutation can be moved.
-_UNARY = {aten.relu.default, aten.sigmoid.default, aten.neg.default}
+_UNARY = {aten.relu.default, aten.sigmoid.default, aten.neg.default, aten._to_copy.default}
 _BINARY = {aten.add.Tensor, aten.mul.Tensor, aten.threshold_backward.default}
 _MAX_CONSTANT = 1 << 24  # elements; larger results are computed anew in every step rather than held
 
