@@ -1,17 +1,18 @@
 """Overlapping tiles of an image larger than the network's input, and what of their detections is one object.
 
-A detection is *cut* if its box comes close to a border of its tile behind
-which the image goes on. What stands for the same object is found class by class, among detections of different tiles:
+A detection is *cut* if its box comes close to a border of its tile behind which the image goes on. What stands for the
+same object is found class by class, among detections of different tiles:
 
 1. Of detections that are not cut, the best-scored suppresses the others by IoU, as in any NMS.
-2. A cut detection of which more than half lies in one of those is a part of it, and dropped.
+2. A cut detection of which more than half lies in those of other tiles is a part of one, or of several that look like
+   one where they are cut, and dropped.
 3. Cut detections that are left belong to objects that no tile shows whole. Two are parts of one object if their boxes
    agree (by IoU) in the area that both tiles show; parts are joined: box and mask are unions.
 
 An object whose sides are at most the overlap less two margins (see `is_cut`) is whole in at least one tile, so a
 detector without faults finds it once and with its full extent. Limits: larger objects are as good as the network's view
-of their parts, unless the whole image is one more view. A cut object that is itself larger than the overlap, and lies
-in the box of another object of its class, is taken for a part of that.
+of their parts, unless the whole image is one more view. An object that is larger than the overlap, and lies in the
+boxes of others of its class, is taken for a part of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 _MARGIN = 1 / 64  # of a tile's side; 16 pixels of 1024, a cell of the level that finds objects of 128 pixels
-_PART = 0.5  # share of a cut detection in a whole one, and IoU of two parts in what both tiles show
+_PART = 0.5  # share of a cut detection in whole ones, and IoU of two parts in what both tiles show
 
 
 def tile_shape(config: Any) -> tuple[int, int]:
@@ -105,6 +106,7 @@ def merge(boxes: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, views: n
         score first, of the objects and of the parts.
     """
     alive, areas, objects = np.ones(len(boxes), bool), _area(boxes), []
+    covered = np.zeros(len(boxes))  # area of each cut detection in whole ones
     for best in np.lexsort((-scores, views == small_copy)):
         if cut[best] or not alive[best]:
             continue
@@ -112,8 +114,9 @@ def merge(boxes: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, views: n
         others = np.flatnonzero(alive & (class_ids == class_ids[best]) & (views != views[best]))
         shared = _area(_intersection(boxes[others], boxes[best]))
         union = areas[others] + areas[best] - shared
-        same = np.where(cut[others], shared > _PART * areas[others], shared > iou_threshold * union)
-        alive[others[same]] = False
+        alive[others[~cut[others] & (shared > iou_threshold * union)]] = False
+        covered[others] += shared
+    alive &= ~cut | (covered <= _PART * areas)
     for class_id in np.unique(class_ids):
         parts = np.flatnonzero(alive & cut & (class_ids == class_id))
         objects += [group[np.argsort(-scores[group], kind="stable")] for group in _joined(parts, boxes, views, windows)]

@@ -152,6 +152,14 @@ def test_touching_and_nested_objects_stay_apart():
     assert sorted(found) == [0, 1, 2, 3, 4] and {len(boxes) for boxes in found.values()} == {1}
 
 
+def test_two_objects_that_look_like_one_where_they_are_cut():
+    windows = tile_grid((64, 112), 64, 0.25)
+    boxes = np.array([[10, 50, 20, 70], [20, 50, 30, 72], [10, 50, 30, 64], [40, 50, 60, 64]], float)
+    views, cut = np.array([1, 1, 0, 0]), np.array([False, False, True, True])
+    objects = merge(boxes, np.ones(4), np.array([0.5, 0.6, 0.9, 0.4]), views, windows, cut)
+    assert [members.tolist() for members in objects] == [[1], [0], [3]]
+
+
 def test_classes_and_detections_of_one_view_are_not_merged():
     windows = tile_grid((64, 100), 64, 0.25)
     boxes = np.array([[10, 45, 30, 60], [10, 45, 30, 60], [10, 46, 30, 60], [10, 45, 30, 61]], float)
