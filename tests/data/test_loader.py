@@ -106,11 +106,12 @@ def test_fewer_images_than_a_batch():
     ]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("backend", ["thread", "process"])
-def test_streams_equal_single_batches(backend):
+def test_streams_equal_single_batches(backend, workers):
     augmentation = Compose([HorizontalFlip(), Rotate90()])
     config = make_config(LOADER_BACKEND=backend)
-    with DataLoader(shapes(kind=Talkative), config, augmentation=augmentation, workers=2) as loader:
+    with DataLoader(shapes(kind=Talkative), config, augmentation=augmentation, workers=workers) as loader:
         assert loader.backend == backend
         streamed = list(loader.stream(2, 9))
         assert len(streamed) == 7
