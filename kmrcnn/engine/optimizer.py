@@ -33,7 +33,7 @@ def ready_optimizer(given: keras.optimizers.Optimizer | None, model: keras.Model
     if given is None:
         return default_optimizer(config, learning_rate)
     optimizer = given
-    if given.built and not _built_for(given, model.trainable_variables):
+    if _updating(given).built and not _built_for(given, model.trainable_variables):
         optimizer = _renewed(given, model)
     if learning_rate is not None:
         try:
@@ -45,16 +45,20 @@ def ready_optimizer(given: keras.optimizers.Optimizer | None, model: keras.Model
 
 
 def _built_for(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> bool:
-    known = getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
-    return [id(v) for v in known] == [id(v) for v in variables]
+    return [id(v) for v in _updating(optimizer)._trainable_variables] == [id(v) for v in variables]
 
 
 def _renewed(given: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
     optimizer = type(given).from_config(given.get_config())
     # What a user excluded from weight decay is not part of an optimizer's config.
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
-        if hasattr(given, name):
-            setattr(optimizer, name, getattr(given, name))
+        if hasattr(_updating(given), name):
+            setattr(_updating(optimizer), name, getattr(_updating(given), name))
     optimizer.build(model.trainable_variables)
     optimizer.iterations.assign(given.iterations)
     return optimizer
+
+
+def _updating(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that steps build and run: of a LossScaleOptimizer its inner one."""
+    return getattr(optimizer, "inner_optimizer", optimizer)

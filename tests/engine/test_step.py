@@ -147,3 +147,20 @@ def test_given_optimizer_keeps_its_state_until_other_layers_train():
     assert renewed._exclude_from_weight_decay_pattern == given._exclude_from_weight_decay_pattern
     with pytest.raises(ValueError, match="schedule"):
         ready_optimizer(given, model, _Settings(), 0.1)
+
+
+def test_loss_scale_optimizer_goes_on_with_other_layers():
+    model = build_model(norm=True)
+    given = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, momentum=0.9))
+    batch = Batches().batch(0)
+    for frozen in ("bn", "dense"):
+        for name in ("bn", "dense"):
+            model.get_layer(name).trainable = name != frozen
+        given = ready_optimizer(given, model, _Settings(), 0.05)
+        before = model.get_layer("dense" if frozen == "bn" else "bn").get_weights()[0]
+        step = build_train_step(model, given, {}, 0.0)
+        step(batch)
+        step.close()
+        after = model.get_layer("dense" if frozen == "bn" else "bn").get_weights()[0]
+        assert not np.array_equal(before, after)
+    assert int(given.iterations) == 2 and float(given.learning_rate) == pytest.approx(0.05)
