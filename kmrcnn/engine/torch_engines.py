@@ -9,8 +9,8 @@ from typing import Any
 from kmrcnn.engine.execution import EngineError, Execution, fall_back
 from kmrcnn.engine.torch_capture import CudaRecorder, Recorder
 
-# Tracing a training step costs about as much as this many eager steps.
-_STEPS_TO_TRACE = 8
+# Tracing a training step takes as long as it saves in about this many steps.
+_STEPS_TO_TRACE = 40
 # Inductor needs about a minute and saves about 10 ms a step on a fast GPU (docs/benchmarks.md).
 _STEPS_TO_COMPILE = 6000
 
