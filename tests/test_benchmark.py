@@ -186,6 +186,8 @@ def test_contestants_take_turns():
     assert second["ms"] == 1500 and second["engine"] == "B"
     assert first["retraces"] == 6  # calls after the warm-up, as this one counts them
     assert (first["layer_calls"], first["captures"]) == (0, 0)
+    unknown, = timing.compete([timing.Contestant("c", lambda: lambda: None)], timing.Plan(1, 1), FakeDevice())
+    assert unknown["retraces"] is None
 
 
 def test_calls_of_layers_are_counted_for_the_one_who_makes_them():

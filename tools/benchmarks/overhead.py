@@ -9,6 +9,9 @@ from typing import Any
 import keras
 from keras import KerasTensor, ops
 
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.precision import precision_policy
+from kmrcnn.engine.step import build_detect_step
 from kmrcnn.models.parts import backbone_features
 from kmrcnn.necks import fpn
 from tools.benchmarks import batches, cases, ours
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def trunk(run: Run, with_loss: bool) -> keras.Model:
     """Backbone and pyramid as a model: "p2" to "p6", or their loss."""
     config = run.config()
-    with cases.policy(config.PRECISION):
+    with precision_policy(config.PRECISION):
         image = keras.Input((None, None, 3), name="input_image")
         levels = fpn(backbone_features(image, config)[1:], config.TOP_DOWN_PYRAMID_SIZE, use_bias=config.HEAD_BIAS)
         outputs = ({"level_loss": LevelEnergy(name="level_loss")(levels)} if with_loss
@@ -56,9 +59,6 @@ def _forward(run: Run, device: Device) -> list[dict[str, Any]]:
     model, batch = trunk(run, with_loss=False), _batch(run)
 
     def build(engine: str) -> Any:
-        from kmrcnn.engine.execution import Execution
-        from kmrcnn.engine.step import build_detect_step
-
         return build_detect_step(model, lambda outputs: outputs, Execution(engine=engine, steps=run.steps))
 
     contestants = [ours.contestant("ours", lambda engine=engine: build(engine), batch) for engine in run.engines]

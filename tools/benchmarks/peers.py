@@ -109,6 +109,10 @@ def torchvision_detector(arrays: Arrays, config: Config, layers: str) -> torch.n
         rpn_batch_size_per_image=config.RPN_TRAIN_ANCHORS_PER_IMAGE,
         box_batch_size_per_image=config.TRAIN_ROIS_PER_IMAGE,
         box_detections_per_img=config.DETECTION_MAX_INSTANCES, box_score_thresh=config.DETECTION_MIN_CONFIDENCE)
+    pooled = config.TOP_DOWN_PYRAMID_SIZE * config.POOL_SIZE**2
+    model.roi_heads.box_head = detection.faster_rcnn.TwoMLPHead(pooled, config.FPN_CLASSIF_FC_LAYERS_SIZE)
+    model.roi_heads.box_predictor = detection.faster_rcnn.FastRCNNPredictor(
+        config.FPN_CLASSIF_FC_LAYERS_SIZE, config.NUM_CLASSES)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state_dict(arrays).items()})
     return model.to(device())
 

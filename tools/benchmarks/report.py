@@ -11,7 +11,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-_PACKAGES = ("keras", "torch", "torchvision", "tensorflow", "jax", "numpy")
+_PACKAGES = ("keras", "torch", "torchvision", "tensorflow", "tensorflow-cpu", "jax", "numpy")
 # Title, key and format of every column of the tables, in order.
 _COLUMNS = (
     ("work", "work", "{}"), ("backend", "backend", "{}"), ("contestant", "contestant", "{}"),

@@ -22,13 +22,13 @@ class Contestant:
         name: "ours", or of a peer: "twin", "torchvision".
         build: makes everything the work needs; returns the function that does it once.
         describe: what else there is to say, by column; asked after the last call.
-        traces: how often a function was traced so far.
+        traces: how often a function was traced so far; None where nothing says so.
     """
 
     name: str
     build: Callable[[], Callable[[], Any]]
     describe: Callable[[], Mapping[str, Any]] = field(default=dict)
-    traces: Callable[[], int] = field(default=lambda: 0)
+    traces: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def compete(contestants: Sequence[Contestant], plan: Plan, device: Device,
         row, call = _warm_up(contestant, plan, device, clock)
         rows.append(row)
         calls.append(call)
-    traces = [contestant.traces() for contestant in contestants]
+    traces = [_traces(contestant) for contestant in contestants]
     counts = [dict.fromkeys(COUNTED, 0) for _ in contestants]
     with Watch() as watch:
         turns = [watch.over(_repetition(call, plan.calls, device), count)
@@ -65,7 +65,7 @@ def compete(contestants: Sequence[Contestant], plan: Plan, device: Device,
         times = in_turns(turns, plan.repeat, clock)
     for row, contestant, count, own, before in zip(rows, contestants, counts, times, traces, strict=True):
         row |= summary([seconds / plan.calls for seconds in own])
-        row |= {"retraces": contestant.traces() - before, **count, **contestant.describe()}
+        row |= {"retraces": None if before is None else _traces(contestant) - before, **count, **contestant.describe()}
     return rows
 
 
@@ -97,6 +97,10 @@ def _warm_up(contestant: Contestant, plan: Plan, device: Device, clock: Clock) -
         device.wait(call())
     row = {"contestant": contestant.name, "first_s": first, "warmup_s": clock() - begin}
     return row | device.peak_memory(before), call
+
+
+def _traces(contestant: Contestant) -> int | None:
+    return None if contestant.traces is None else contestant.traces()
 
 
 def _repetition(call: Callable[[], Any], count: int, device: Device) -> Callable[[], None]:
