@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import keras
 
 from kmrcnn.engine.progress import Progress, RunningMean, format_scalars
-from kmrcnn.engine.step import TrainStep
+from kmrcnn.engine.step import TrainStep, on_device
 
 
 class BatchSource(Protocol):
@@ -46,7 +46,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     """
     hooks = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=model, epochs=epochs,
                                          steps=steps_per_epoch, verbose=verbose)
-    batches = iter(train_batches.stream(initial_epoch * steps_per_epoch, epochs * steps_per_epoch))
+    batches = on_device(train_batches.stream(initial_epoch * steps_per_epoch, epochs * steps_per_epoch), model)
     model.stop_training = False
     try:
         hooks.on_train_begin()
@@ -57,7 +57,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
                                 Progress(f"Epoch {epoch + 1}/{epochs}", steps_per_epoch, verbose > 0))
             train_step.sync()
             if eval_step and val_batches and validation_steps:
-                logs |= _validate(eval_step, val_batches.stream(0, validation_steps), hooks)
+                logs |= _validate(eval_step, on_device(val_batches.stream(0, validation_steps), model), hooks)
             hooks.on_epoch_end(epoch, logs)
             if verbose:
                 seconds = time.monotonic() - start

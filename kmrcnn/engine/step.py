@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -84,6 +84,18 @@ def build_detect_step(model: keras.Model, select: Callable[[Mapping], Mapping],
         execution: how it runs.
     """
     return _backend().build_detect_step(model, select, execution or Execution())
+
+
+def on_device(batches: Iterable[Batch], model: keras.Model) -> Iterator[Batch]:
+    """The batches, under torch as tensors; on a GPU the next one is on its way while a step runs.
+
+    Closing the iterator closes that of `batches`.
+    """
+    if keras.backend.backend() != "torch":
+        return iter(batches)
+    from kmrcnn.engine.torch_upload import uploaded
+
+    return uploaded(batches, input_names(model))
 
 
 def model_inputs(model: keras.Model, batch: Batch) -> dict[str, Any]:
