@@ -66,8 +66,9 @@ def run_backends(arguments: argparse.Namespace, argv: Sequence[str]) -> tuple[di
     with tempfile.TemporaryDirectory() as folder:
         for backend in arguments.backends:
             path = os.path.join(folder, f"{backend}.json")
-            # Of options given twice the last counts. Peers are torch's.
-            own = ["--backends", "", "--json", path, *([] if backend == "torch" else ["--peers", "none"])]
+            # Of options given twice the last counts. Peers are torch's, and the loader has none.
+            alone = backend != "torch" and arguments.command != "loader"
+            own = ["--backends", "", "--json", path, *(["--peers", "none"] if alone else [])]
             subprocess.run([sys.executable, str(_SCRIPT), *argv, *own], check=True, stdout=subprocess.DEVNULL,
                            env={**os.environ, "KERAS_BACKEND": backend})
             with open(path, encoding="utf-8") as file:
