@@ -22,6 +22,7 @@ class Apply:
         decay: by place in `trainable` the factor of the weight's sum of squares in the loss.
         accumulation: batches for one update, of the mean of their gradients.
         scale: the state of loss scaling, None without.
+        recordable: see `Update`.
 
     Attributes:
         native: whether a CUDA graph may hold it.
@@ -29,8 +30,8 @@ class Apply:
     """
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, trainable: Sequence[keras.Variable],
-                 decay: Mapping[int, float], accumulation: int, scale: LossScale | None):
-        self._update = Update(optimizer, trainable)
+                 decay: Mapping[int, float], accumulation: int, scale: LossScale | None, recordable: bool):
+        self._update = Update(optimizer, trainable, recordable)
         self.native, self.refresh = self._update.native, self._update.refresh
         self._decay, self._scale = dict(decay), scale
         self._decayed = [trainable[index].value.detach() for index in decay]

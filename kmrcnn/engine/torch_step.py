@@ -69,7 +69,8 @@ class TrainStep:
         self._weights = [variable.value for variable in (*trainable, *self._fixed)]
         decay = {index: self._objective.decay(variable.value.numel()) for index, variable in enumerate(trainable)
                  if is_decayed(variable) and self._objective.weight_decay}
-        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self.loss_scale)
+        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self.loss_scale,
+                            recordable=self._engines.current.capture)
         self._runs: dict[tuple, dict[bool, Callable[[Tensors], Tensors]]] = {}
         self._names: list[str] = []
         self._changed: list[int] = []

@@ -55,9 +55,47 @@ def with_gradients(function: Function, wanted: Sequence[int]) -> Function:
 
 
 def trace_gradients(function: Function, arguments: Tensors, wanted: Sequence[int]) -> GraphModule:
-    """The operations of `with_gradients(function, wanted)`, simplified. Raises as `trace_inference` does."""
-    graph = _trace(function, arguments, fold=_FOLD_IN_TRAINING)
+    """The operations of `with_gradients(function, wanted)`, simplified. Raises as `trace_inference` does.
+
+    The function is traced first and simplified, then the trace is differentiated: that is how scales are folded. A
+    function that brings gradients of its own, which its operations do not tell, is traced together with them instead.
+    """
+    forward = _Forward(function, wanted)
+    graph = _trace(forward, arguments, fold=_FOLD_IN_TRAINING)
+    if forward.own_gradients:
+        return _finished(_record(with_gradients(function, wanted), arguments))
     return _finished(_record(with_gradients(graph, wanted), arguments))
+
+
+class _Forward:
+    """A function as it is, that notes whether it has an `autograd.Function` of its own, as `ops.custom_gradient` is."""
+
+    def __init__(self, function: Function, wanted: Sequence[int]):
+        self._function, self._wanted, self.own_gradients = function, wanted, False
+
+    def __call__(self, *arguments: torch.Tensor) -> tuple:
+        for index in self._wanted:
+            arguments[index].requires_grad_()
+        with torch.enable_grad():
+            outputs = self._function(*arguments)
+        self.own_gradients = any(_is_own(step) for step in _steps_back(outputs[0].grad_fn))
+        return outputs
+
+
+def _is_own(step: torch.autograd.graph.Node) -> bool:
+    """Whether a step of the backward pass is Python's, and not that of a registered operation."""
+    own = isinstance(step, torch.autograd.function.BackwardCFunction)
+    return own and not type(step).__name__.startswith("GeneratedBackwardFor")
+
+
+def _steps_back(last: torch.autograd.graph.Node | None) -> set:
+    found, waiting = set(), [last]
+    while waiting:
+        step = waiting.pop()
+        if step is not None and step not in found:
+            found.add(step)
+            waiting.extend(previous for previous, _ in step.next_functions)
+    return found
 
 
 def _record(function: Function, arguments: Tensors) -> GraphModule:
@@ -75,6 +113,7 @@ def _trace(function: Function, arguments: Tensors, fold: float) -> GraphModule:
 
 
 def _finished(graph: GraphModule) -> GraphModule:
+    torch_passes.fold_constants(graph)
     torch_passes.remove_detach(graph)
     torch_passes.cancel_permutes(graph)
     graph.graph.eliminate_dead_code()

@@ -22,13 +22,15 @@ class Update:
     Args:
         optimizer: built for at least these variables.
         variables: to update, in the order of the gradients.
+        recordable: do nothing that a CUDA graph cannot hold. Otherwise numbers that the CPU has anyway save passes.
 
     Attributes:
         native: whether an update is free of host code that looks at values, so that a CUDA graph may hold it.
         rate: the learning rate that `__call__` uses, a scalar on the device; see `refresh`.
     """
 
-    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]):
+    def __init__(self, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable],
+                 recordable: bool = True):
         self._optimizer, self._variables = optimizer, list(variables)
         self._indices = [optimizer._get_variable_index(variable) for variable in self._variables]
         rules = {keras.optimizers.SGD: self._sgd, keras.optimizers.Adam: self._adam, keras.optimizers.AdamW: self._adam}
@@ -36,6 +38,7 @@ class Update:
         self.native = rule is not None and _is_plain(optimizer, self._variables)
         self._rule = rule
         self.rate = torch.zeros((), device=self._variables[0].value.device)
+        self._numbers = self.rate.device.type == "cpu" and not recordable
         for slots in self._slots():
             follow(slots, self._variables)
 
@@ -57,19 +60,20 @@ class Update:
             self._optimizer.apply([gradient * factor for gradient in gradients], self._variables)
             return
         values = [variable.value.detach() for variable in self._variables]
-        gradients = self._clipped(gradients)
+        gradients = list(gradients)
+        clipping = self._clipping(gradients)
         self._decay(values)
-        self._rule(values, gradients)
+        self._rule(values, gradients, clipping)
         self._average(values)
         self._optimizer.iterations.value.add_(1)
 
-    def _clipped(self, gradients: Gradients) -> list[torch.Tensor]:
+    def _clipping(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
+        """What gradients have to be multiplied by, so that their common norm stays below the limit."""
         limit = self._optimizer.global_clipnorm
-        gradients = list(gradients)
-        if limit:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-            torch._foreach_mul_(gradients, limit / norm.clamp(min=limit))
-        return gradients
+        if not limit:
+            return None
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        return limit / norm.clamp(min=limit)
 
     def _decay(self, values: list[torch.Tensor]) -> None:
         if self._optimizer.weight_decay is None:
@@ -79,23 +83,30 @@ class Update:
         if chosen:
             torch._foreach_mul_(chosen, 1 - self._optimizer.weight_decay * self.rate)
 
-    def _sgd(self, values: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    def _sgd(self, values: list[torch.Tensor], gradients: list[torch.Tensor], clipping: torch.Tensor | None) -> None:
         optimizer = self._optimizer
-        torch._foreach_mul_(gradients, self.rate)
+        rate: torch.Tensor | float = self.rate if clipping is None else self.rate * clipping
+        if self._numbers:
+            rate = rate.item()
+        else:
+            torch._foreach_mul_(gradients, rate)
+            rate = 1.0
         if not optimizer.momentum:
-            torch._foreach_sub_(values, gradients)
+            torch._foreach_sub_(values, gradients, alpha=rate)
             return
         velocities = self._tensors(optimizer.momentums)
         torch._foreach_mul_(velocities, optimizer.momentum)
-        torch._foreach_sub_(velocities, gradients)
+        torch._foreach_sub_(velocities, gradients, alpha=rate)
         if optimizer.nesterov:
-            torch._foreach_sub_(values, gradients)
+            torch._foreach_sub_(values, gradients, alpha=rate)
             torch._foreach_add_(values, velocities, alpha=optimizer.momentum)
         else:
             torch._foreach_add_(values, velocities)
 
-    def _adam(self, values: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    def _adam(self, values: list[torch.Tensor], gradients: list[torch.Tensor], clipping: torch.Tensor | None) -> None:
         optimizer = self._optimizer
+        if clipping is not None:
+            torch._foreach_mul_(gradients, clipping)
         means, squares = self._tensors(optimizer._momentums), self._tensors(optimizer._velocities)
         torch._foreach_lerp_(means, gradients, 1 - optimizer.beta_1)
         torch._foreach_mul_(squares, optimizer.beta_2)

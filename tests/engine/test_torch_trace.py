@@ -104,6 +104,19 @@ def test_stopped_gradients_stay_stopped():
     assert _targets(graph)["aten.detach.default"] == 0
 
 
+def test_a_functions_own_gradient_is_kept():
+    @keras.ops.custom_gradient
+    def tripled(x):
+        return x * 1.0, lambda *args, upstream=None: (upstream if upstream is not None else args[0]) * 3.0
+
+    def function(w, x):
+        return (tripled(w) * x).sum(), w
+
+    w, x = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    torch.testing.assert_close(with_gradients(function, [0])(w, x)[2], 3 * x)
+    torch.testing.assert_close(trace_gradients(function, [w, x], [0])(w, x)[2], 3 * x)
+
+
 def test_gradients_share_no_memory_and_unused_ones_are_zero():
     def function(a, b, unused):
         return (a + b).sum(), a

@@ -35,14 +35,14 @@ SHAPES = ((3, 2), (4,), (2, 1, 3))
 
 def _variables() -> list[keras.Variable]:
     rng = np.random.default_rng(0)
-    return [keras.Variable(rng.normal(size=shape).astype("float32"), name=f"v{index}") for index, shape in enumerate(SHAPES)]
+    return [keras.Variable(rng.normal(size=shape).astype("float32"), name=f"v{i}") for i, shape in enumerate(SHAPES)]
 
 
-def _run(make, native: bool, steps: int = 6):
+def _run(make, native: bool, recordable: bool = True, steps: int = 6):
     variables, optimizer = _variables(), make()
     optimizer.exclude_from_weight_decay(var_names=["v1"])
     optimizer.build(variables)
-    update = Update(optimizer, variables)
+    update = Update(optimizer, variables, recordable)
     rng, state = np.random.default_rng(1), []
     for _ in range(steps):
         gradients = [torch.from_numpy(rng.normal(size=shape).astype("float32")) for shape in SHAPES]
@@ -56,9 +56,10 @@ def _run(make, native: bool, steps: int = 6):
     return state, update
 
 
+@pytest.mark.parametrize("recordable", [True, False])
 @pytest.mark.parametrize("make", NATIVE)
-def test_native_update_is_keras_update(make):
-    (wanted, _), (found, update) = _run(make, False), _run(make, True)
+def test_native_update_is_keras_update(make, recordable):
+    (wanted, _), (found, update) = _run(make, False), _run(make, True, recordable)
     assert update.native
     for step, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
         for one, other in zip(ours, theirs, strict=True):
