@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
@@ -59,9 +59,14 @@ class Objective:
             penalty = weight_penalty(decayed, self.weight_decay, self.weight_decay_rule)
         return {"loss": sum(parts.values()) + penalty, **parts}
 
-    def parts(self, outputs: Mapping) -> dict:
-        """The weighted losses alone."""
-        return {name: reduce_loss(terms) * self.loss_weights.get(name, 1.0)
+    def parts(self, outputs: Mapping, total: Callable | None = None) -> dict:
+        """The weighted losses alone.
+
+        Args:
+            total: sums a tensor over all replicas that train together; then these losses are a replica's shares, which
+                add up to the losses of the whole batch.
+        """
+        return {name: reduce_loss(terms, total) * self.loss_weights.get(name, 1.0)
                 for name, terms in outputs.items() if name.endswith("_loss")}
 
     def decay(self, size: int) -> float:

@@ -22,6 +22,7 @@ from kmrcnn.engine.torch_compile import compile_graph
 from kmrcnn.engine.torch_engines import Engine, Engines
 from kmrcnn.engine.torch_inference import Inference
 from kmrcnn.engine.torch_layout import order_for_convolutions
+from kmrcnn.engine.torch_memory import keep_freed_memory
 from kmrcnn.engine.torch_trace import trace_gradients, with_gradients
 
 Tensors = Sequence[torch.Tensor]
@@ -42,6 +43,8 @@ class TrainStep:
         self.loss_scale = LossScale() if needs_loss_scale(model) else None
         order_for_convolutions(model)
         on_gpu = any(variable.value.is_cuda for variable in model.variables)
+        if not on_gpu:
+            keep_freed_memory()
         self._engines = Engines(execution, on_gpu, recorder)
         self._follow_trainable()
 

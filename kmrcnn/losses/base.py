@@ -6,6 +6,8 @@ devices, or in several micro-batches, equal one big step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 from keras import KerasTensor, ops
 
@@ -75,10 +77,16 @@ class BoxLoss(LossLayer):
         return {**super().get_config(), "beta": self.beta}
 
 
-def reduce_loss(ratios):
-    """One loss value of a batch from its (B, 2) ratios: sum of numerators over sum of denominators, 0 if that is 0."""
-    total = ops.sum(ratios, axis=0)
-    return ops.where(total[1] > 0, total[0] / ops.maximum(total[1], 1e-12), 0.0 * total[0])
+def reduce_loss(ratios, total: Callable | None = None):
+    """One loss value of a batch from its (B, 2) ratios: sum of numerators over sum of denominators, 0 if that is 0.
+
+    Args:
+        total: sums a denominator, a scalar, over the replicas of a step.
+    """
+    numerator, denominator = ops.unstack(ops.sum(ratios, axis=0), 2)
+    if total is not None:
+        denominator = total(denominator)
+    return ops.where(denominator > 0, numerator / ops.maximum(denominator, 1e-12), 0.0 * numerator)
 
 
 def smooth_l1(error, beta: float = 1.0):
