@@ -9,14 +9,14 @@ import numpy as np
 
 from kmrcnn.pasting import paste
 from kmrcnn.tiles import is_cut, merge, tile_grid
-from kmrcnn.unmold import Result
+from kmrcnn.unmold import Result, pasted_from
 
 FORMS = ("bool", "rle", "none")  # of masks; parts of an object cannot be joined as soft ones
 
 
 def detect_in_tiles(detect: Callable[[Iterable[np.ndarray]], Iterator[Result]], image: np.ndarray,
-                    tile: int | Sequence[int], overlap: float, form: str, *, whole_image: bool = True,
-                    iou_threshold: float = 0.5, paste_rule: str = "matterport", inclusive: bool = False) -> Result:
+                    tile: int | Sequence[int], overlap: float, form: str, *, paste_rule: str, whole_image: bool = True,
+                    iou_threshold: float = 0.5, inclusive: bool = False) -> Result:
     """Detect in tiles of an image [H, W, C] and merge.
 
     Args:
@@ -46,7 +46,7 @@ def detect_in_tiles(detect: Callable[[Iterable[np.ndarray]], Iterator[Result]], 
         result[name] = np.array([_hull(found[name][members]) for members in objects], dtype).reshape(-1, 4)
     if form == "none":
         return result
-    measured = found["rois"] if paste_rule == "matterport" else found["boxes"]
+    measured = found[pasted_from(paste_rule)]
     return {**result, "masks": _masks(
         objects, lambda rows, form: paste(found["masks"][rows], measured[rows], image.shape, form, paste_rule,
                                           inclusive), form)}

@@ -49,6 +49,11 @@ def unmold(detections: np.ndarray, masks: np.ndarray | None, original_shape: Seq
     return {**found.result, "masks": pasted}
 
 
+def pasted_from(paste_rule: str) -> str:
+    """Which boxes of a `Result` a rule pastes masks into: the whole-pixel "rois", or the "boxes"."""
+    return "rois" if paste_rule == "matterport" else "boxes"
+
+
 def unmold_boxes(detections: np.ndarray, original_shape: Sequence[int], image_shape: Sequence[int],
                  window: Sequence[int], *, box_offset: float = 1, inclusive: bool = False,
                  paste_rule: str = "matterport") -> Found:
@@ -59,7 +64,7 @@ def unmold_boxes(detections: np.ndarray, original_shape: Sequence[int], image_sh
     exact = (_by_normalised(rows, original_shape, image_shape, window) if box_offset == 1
              else _by_ratio(rows, original_shape, image_shape, window, inclusive))
     whole = _whole_pixels(exact, original_shape)
-    measured = whole if paste_rule == "matterport" else exact
+    measured = {"rois": whole, "boxes": exact}[pasted_from(paste_rule)]
     solid = np.flatnonzero((measured[:, 2] > measured[:, 0]) & (measured[:, 3] > measured[:, 1]))
     return Found({
         "rois": whole[solid] if paste_rule == "matterport" else _at_least_a_pixel(whole[solid], original_shape),

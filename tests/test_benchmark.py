@@ -19,6 +19,8 @@ from tests.oracles import torchvision_cpu  # noqa: E402
 from tools.benchmarks import UsageError, batches, cases, command, ours, report, timing, torchvision_ops  # noqa: E402
 
 if keras.backend.backend() == "torch":
+    # torch keeps one registration of an operator: where torchvision's own cannot be loaded, the independent ones count.
+    torchvision_cpu.load()
     from tools.benchmarks import peers
     from tools.benchmarks.twin_step import TwinStep
 

@@ -68,14 +68,14 @@ def test_every_rectangle_exactly_once(rule):
 def test_rectangles_larger_than_a_tile(whole_image):
     boxes = _rectangles(np.random.default_rng(1), (400, 600), 100, 10, 99)
     drawn = Draughtsman((400, 600), boxes)
-    drawn.check(detect_in_tiles(drawn, drawn.image, 64, 0.25, "bool", whole_image=whole_image))
+    drawn.check(detect_in_tiles(drawn, drawn.image, 64, 0.25, "bool", whole_image=whole_image, paste_rule="matterport"))
     assert ((400, 600, 3) in drawn.shapes) == whole_image
 
 
 def test_run_lengths_are_those_of_the_masks():
     boxes = _rectangles(np.random.default_rng(2), (200, 300), 100, 10, 99)
     drawn = Draughtsman((200, 300), boxes)
-    stack, rle, none = (detect_in_tiles(drawn, drawn.image, 64, 0.25, form, whole_image=False)
+    stack, rle, none = (detect_in_tiles(drawn, drawn.image, 64, 0.25, form, whole_image=False, paste_rule="matterport")
                         for form in ("bool", "rle", "none"))
     assert rle["masks"] == rle_tools.encode(np.asfortranarray(stack["masks"].view(np.uint8)))
     assert "masks" not in none and none["rois"].tolist() == stack["rois"].tolist()
@@ -83,13 +83,13 @@ def test_run_lengths_are_those_of_the_masks():
 
 def test_a_small_image_is_one_tile():
     drawn = Draughtsman((50, 60), np.array([[5, 6, 20, 30], [0, 40, 50, 60]]))
-    drawn.check(detect_in_tiles(drawn, drawn.image, 64, 0.25, "bool"))
+    drawn.check(detect_in_tiles(drawn, drawn.image, 64, 0.25, "bool", paste_rule="matterport"))
     assert drawn.shapes == [(50, 60, 3)]
 
 
 @pytest.mark.parametrize("form", ["bool", "rle"])
 def test_an_empty_image(form):
     drawn = Draughtsman((100, 150), np.zeros((0, 4), int))
-    result = detect_in_tiles(drawn, drawn.image, 64, 0.25, form)
+    result = detect_in_tiles(drawn, drawn.image, 64, 0.25, form, paste_rule="matterport")
     assert result["rois"].shape == result["boxes"].shape == (0, 4) and result["scores"].shape == (0,)
     assert result["masks"] == [] if form == "rle" else result["masks"].shape == (100, 150, 0)
