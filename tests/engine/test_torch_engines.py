@@ -162,6 +162,22 @@ def test_evaluation_and_detection_equal_the_eager_ones_and_follow_the_weights(ba
     assert np.abs(np.diff(results["eager"], axis=0)).max() > 1e-3
 
 
+def test_detections_equal_the_eager_ones():
+    config, found = TinyConfig(), {}
+    model = build_inference_model(config)
+    initialise(model)
+    image = np.random.default_rng(0).normal(0, 60, (2, 64, 64, 3)).astype("float32")
+    for engine in ("eager", "traced"):
+        detect = build_detect_step(
+            model, lambda outputs: {name: outputs[name] for name in ("mrcnn_detection", "mrcnn_mask")}, Execution(engine))
+        found[engine] = detect({"input_image": image, "input_image_meta": _metas()})
+    eager, traced = found["eager"]["mrcnn_detection"].numpy(), found["traced"]["mrcnn_detection"].numpy()
+    assert (eager[..., 4] > 0).sum() > 4
+    np.testing.assert_array_equal(traced[..., 4], eager[..., 4])
+    np.testing.assert_allclose(traced, eager, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["traced"]["mrcnn_mask"], found["eager"]["mrcnn_mask"], rtol=1e-3, atol=1e-4)
+
+
 def _fake_step(recorder=None, engine="auto", norm=True, optimizer=None, **kwargs):
     model = build_model(norm=norm)
     optimizer = optimizer or keras.optimizers.AdamW(0.05, use_ema=True, global_clipnorm=2.0)
