@@ -79,7 +79,7 @@ def calibrate(model, image: np.ndarray) -> None:
     model([tensor_of(image)])
     hook.remove()
     x, layers = seen[0], (heads.box_head.fc6, heads.box_head.fc7, heads.box_predictor.cls_score)
-    for layer, deviation in zip(layers, (1.0, 1.0, 2.5), strict=True):
+    for layer, deviation in zip(layers, (1.0, 1.0, 2.0), strict=True):
         factor, bias = spread(layer(x).numpy(), layer.bias.numpy(), deviation)
         layer.weight.mul_(factor)
         layer.bias.copy_(torch.from_numpy(bias))
