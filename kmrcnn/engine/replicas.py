@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-import keras
-
 Item = TypeVar("Item")
 
 
@@ -42,8 +40,8 @@ class Replicas:
         """Means over all replicas of tensors that each replica has changed on its own."""
         return list(values)
 
-    def broadcast(self, variables: Iterable[keras.Variable]) -> None:
-        """Give the variables of all replicas the values they have in the main process."""
+    def broadcast(self, variables: Iterable) -> None:
+        """Give the Keras variables of all replicas the values they have in the main process."""
 
     def gather(self, value: Any) -> list | None:
         """Objects of all processes, in order of rank, in the main process; None in the others."""
