@@ -39,7 +39,7 @@ def sync_batch_norm(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, ce
 
 def _forward(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, centre: torch.Tensor, epsilon: float,
              group: str) -> tuple[torch.Tensor, ...]:
-    own_variance, own_mean = torch.var_mean(x, _ROWS, correction=0)
+    own_mean, own_variance = _statistics(x)
     rows, offset = float(x.numel() // x.shape[-1]), own_mean - centre
     count = torch.full((1,), rows, device=x.device)
     sums = all_reduce_sum(torch.cat([offset * rows, (own_variance + offset * offset) * rows, count]), group)
@@ -50,6 +50,16 @@ def _forward(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, centre: t
     mean = centre + offset
     y = F.batch_norm(x.permute(0, 3, 1, 2), mean, variance, gamma, beta, False, 0.0, epsilon).permute(0, 2, 3, 1)
     return y.contiguous(), mean, variance, count
+
+
+def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of the own rows."""
+    if x.is_cuda:
+        variance, mean = torch.var_mean(x, _ROWS, correction=0)
+        return mean, variance
+    # On the CPU the native normalisation's own pass is many times faster than `var_mean`.
+    scratch = torch.zeros(2, x.shape[-1])
+    return torch.ops.aten.batch_norm_update_stats(x.permute(0, 3, 1, 2), *scratch, 1.0)
 
 
 def _forward_fake(x: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor, centre: torch.Tensor, epsilon: float,

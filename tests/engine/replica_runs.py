@@ -20,6 +20,7 @@ def tiny_config(**settings) -> TinyConfig:
     """Two images of each of two replicas."""
     config = TinyConfig()
     config.GPU_COUNT = 2
+    config.STD_PIXEL = np.array([60.0, 60.0, 60.0])
     for name, value in settings.items():
         setattr(config, name, value)
     return config
@@ -55,13 +56,13 @@ def train(settings: dict, engine: str, images: int = 22, guard: bool = False) ->
         step.close()
         evaluated = build_eval_step(model, *terms)(loader.batch(0))
         counts = [int((loader.batch(0)["input_gt_class_ids"] > 0).sum()), loader.batches_per_pass]
-    return {"weights": {variable.path: keras.ops.convert_to_numpy(variable.value).copy()
-                        for variable in (*model.variables, *optimizer.variables)},
+    return {"weights": [keras.ops.convert_to_numpy(variable.value).copy()
+                        for variable in (*model.variables, *optimizer.variables)],
             "scalars": scalars, "engine": step.engine, "counts": counts,
             "evaluated": {name: float(value) for name, value in evaluated.items()}}
 
 
-def largest_difference(first: dict, second: dict) -> float:
+def largest_difference(first: list, second: list) -> float:
     """The largest difference of weights, as a share of the largest weight of its tensor where that is above 1."""
-    return max(float(np.abs(value - second[name]).max() / max(1.0, np.abs(value).max()))
-               for name, value in first.items())
+    return max(float(np.abs(value - other).max() / max(1.0, np.abs(value).max()))
+               for value, other in zip(first, second, strict=True))
