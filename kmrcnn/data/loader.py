@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -105,7 +106,7 @@ class DataLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a global step, made in the calling thread."""
-        return collate(self.samples(step), self.settings)
+        return collate(self.samples(step), self.settings, self._least_shape(step))
 
     def samples(self, step: int) -> list[Sample]:
         """The samples of a global step before padding, made in the calling thread."""
@@ -146,6 +147,18 @@ class DataLoader:
         self._note(failures)
         return samples
 
+    def _least_shape(self, step: int) -> tuple[int, int]:
+        """(height, width) that the whole batch of a step needs, whose other shards this loader does not read."""
+        pass_index, place = divmod(step, self.batches_per_pass)
+        bucket, image_ids = self._plan(pass_index)[place]
+        if self._reader.shapes[bucket] is not None or len(image_ids[self._rows]) == len(image_ids):
+            return 0, 0
+        shapes = [(0, 0)]
+        for image_id in image_ids:
+            with contextlib.suppress(Exception):  # who reads that image reports it
+                shapes.append(plan_for(self.settings, *self._reader.dataset.image_size(image_id)).shape[:2])
+        return tuple(int(side) for side in np.max(shapes, axis=0))
+
     def _prepare_workers(self) -> Callable[[int], dict[str, np.ndarray]]:
         """Start them where they are processes; returns what makes the batch of a step."""
         if self._payload is None:
@@ -159,7 +172,7 @@ class DataLoader:
         idle = self._idle
         process = idle.get()
         try:  # collate copies the samples out of the memory that the next read overwrites
-            return collate(self._read(step, process.read), self.settings)
+            return collate(self._read(step, process.read), self.settings, self._least_shape(step))
         finally:
             idle.put(process)
 
