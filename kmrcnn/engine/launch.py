@@ -157,6 +157,7 @@ class Processes:
                   if process.poll() is not None and process.returncode < 0]
         failed = [(rank, process.returncode) for rank, process in enumerate(self._all) if process.poll()]
         self.send(signal.SIGTERM)
+        self.send(signal.SIGCONT)  # one that was stopped takes notice only then
         limit = time.monotonic() + _GRACE
         for process in self._all:
             try:

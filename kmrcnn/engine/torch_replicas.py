@@ -115,7 +115,10 @@ def join(count: int, environment: Mapping[str, str] = os.environ, timeout: float
     if not dist.is_initialized():
         use_own_device(environment)
         _connect(environment, timeout)
-    return TorchReplicas(store=dist.PrefixStore("kmrcnn", dist.distributed_c10d._get_default_store()), timeout=timeout)
+    # A connection of its own: the heartbeat must not wait for what the main thread asks for.
+    store = dist.PrefixStore("kmrcnn", dist.distributed_c10d._get_default_store().clone())
+    store.set_timeout(datetime.timedelta(seconds=timeout))
+    return TorchReplicas(store=store, timeout=timeout)
 
 
 def use_own_device(environment: Mapping[str, str] = os.environ) -> None:
@@ -139,13 +142,12 @@ def _connect(environment: Mapping[str, str], timeout: float) -> None:
     address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
     rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
     try:
-        if "KMRCNN_LISTEN" in environment:
-            listening = int(environment["KMRCNN_LISTEN"]) if rank == 0 else None
-            store = dist.TCPStore(address, port, count, is_master=rank == 0, timeout=limit,
-                                  master_listen_fd=listening)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=limit)
-        else:
+        if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself keeps what they share
             dist.init_process_group(backend, timeout=limit)
+        else:
+            listening = int(environment["KMRCNN_LISTEN"]) if rank == 0 and "KMRCNN_LISTEN" in environment else None
+            store = dist.TCPStore(address, port, count, is_master=rank == 0, timeout=limit, master_listen_fd=listening)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=limit)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise ConnectionError(_why(error, address, port)) from error
     atexit.register(_leave)

@@ -62,6 +62,49 @@ def train(settings: dict, engine: str, images: int = 22, guard: bool = False) ->
             "evaluated": {name: float(value) for name, value in evaluated.items()}}
 
 
+def all_cases(cases: dict[str, tuple]) -> dict[str, dict]:
+    """`train` of every case, by name. Buckets are so small that there are several."""
+    from kmrcnn.engine import torch_replicas
+
+    torch_replicas._BUCKET = 40_000
+    return {name: train(*arguments) for name, arguments in cases.items()}
+
+
+def other_sums() -> dict:
+    """What replicas do besides training, of two processes."""
+    import torch
+
+    from kmrcnn.engine.torch_replicas import join
+    from tests.engine.fakes import Batches, build_model
+
+    replicas = join(2)
+    x = torch.tensor(float(replicas.rank + 1), requires_grad=True)
+    total = replicas.total(x)
+    total.backward()
+    weight = keras.Variable(np.full((2, 3), float(replicas.rank)))
+    replicas.broadcast([weight])
+    buckets = replicas.buckets([torch.zeros(4 << 20), torch.zeros(4 << 20), torch.zeros(8, dtype=torch.int32)])
+    model, optimizer, batches = build_model(), keras.optimizers.SGD(0.1), Batches()
+    step = build_train_step(model, optimizer, {}, 0.0, execution=Execution(replicas=replicas, guard=True))
+    skipped = []
+    for index in range(3):
+        batch = batches.batch(2 * index + replicas.rank)
+        if index == 1 and replicas.rank == 1:
+            batch["x"][0] = np.nan
+        skipped.append(float(step(batch)["skipped"]))
+    after = np.concatenate([value.ravel() for value in model.get_weights()])
+    waiting = build_train_step(model, optimizer, {}, 0.0, execution=Execution(accumulation=2, replicas=replicas))
+    waiting(batches.batch(replicas.rank))
+    state = waiting.state()
+    sums = state["gradient_sum_0"]
+    alone = build_train_step(model, optimizer, {}, 0.0, execution=Execution(accumulation=2))
+    alone.restore(state)
+    return {"total": float(total.detach()), "slope": float(x.grad), "broadcast": weight.numpy(),
+            "spread": replicas.spread(range(5), lambda items: [item**2 for item in items]), "skipped": skipped,
+            "after": after, "sums": len(sums), "whole_sum": sums.sum(0).ravel().tolist(),
+            "sums_restored_elsewhere": alone.state()["gradient_sum_0"][0].ravel().tolist(), "buckets": len(buckets)}
+
+
 def largest_difference(first: list, second: list) -> float:
     """The largest difference of weights, as a share of the largest weight of its tensor where that is above 1."""
     return max(float(np.abs(value - other).max() / max(1.0, np.abs(value).max()))
