@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
+
+import keras
 
 Item = TypeVar("Item")
 
@@ -68,6 +71,18 @@ class Replicas:
         index, count = self.shard
         parts = self.gather(list(work(items[index::count])))
         return None if parts is None else interleaved(parts, len(items))
+
+
+def make(config: Any) -> Replicas | None:
+    """The replicas that a Config's GPU_COUNT asks for, on the active backend; None for a run without others.
+
+    On torch they are the processes that a launcher started, see `kmrcnn.engine.launch`; without a launcher one process
+    takes the whole batch.
+
+    Raises:
+        ValueError: there are not as many.
+    """
+    return importlib.import_module(f"kmrcnn.engine.{keras.backend.backend()}_replicas").make(config)
 
 
 def interleaved(parts: Sequence[Sequence], count: int) -> list:

@@ -64,8 +64,7 @@ class Heartbeat:
             return
         behind = [rank for rank, count in beats.items() if count == least]
         names = f"replica {behind[0]} hangs" if len(behind) == 1 else f"replicas {', '.join(map(str, behind))} hang"
-        where = "it does not answer" if least < 0 else f"stopped in or after its step {least}"
-        _end(f"{names} ({where}); replica {self._rank} waited {waited:.0f} s in step {self._beats}")
+        _end(f"{names}: replica {self._rank} has waited for {waited:.0f} s")
 
     def _all_beats(self) -> dict[int, int]:
         """Beats by rank, those of this process as they are now. The first process is -1 if its store is silent."""

@@ -92,14 +92,14 @@ class TorchReplicas(Replicas):
             self._heartbeat.rest()
 
 
-def join(count: int, environment: Mapping[str, str] = os.environ, timeout: float | None = None) -> Replicas | None:
+def join(count: int | None, environment: Mapping[str, str] = os.environ, timeout: float | None = None) -> Replicas | None:
     """The processes that a launcher started together with this one; None if it started none.
 
     A launcher (`kmrcnn.engine.launch`, torchrun) sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The processes find
     each other in the first call; later ones give the same group.
 
     Args:
-        count: how many replicas there should be.
+        count: how many replicas there should be; None: as many as there are.
         timeout: seconds, see `TorchReplicas`; by default KMRCNN_REPLICA_TIMEOUT of the environment, or 600.
 
     Raises:
@@ -109,7 +109,7 @@ def join(count: int, environment: Mapping[str, str] = os.environ, timeout: float
     found = int(environment.get("WORLD_SIZE", "1"))
     if found == 1:
         return None
-    if found != count:
+    if count is not None and found != count:
         raise ValueError(f"GPU_COUNT: found {count}, expected {found}: the launcher started that many processes")
     timeout = timeout or float(environment.get("KMRCNN_REPLICA_TIMEOUT", TIMEOUT))
     if not dist.is_initialized():
@@ -119,6 +119,11 @@ def join(count: int, environment: Mapping[str, str] = os.environ, timeout: float
     store = dist.PrefixStore("kmrcnn", dist.distributed_c10d._get_default_store().clone())
     store.set_timeout(datetime.timedelta(seconds=timeout))
     return TorchReplicas(store=store, timeout=timeout)
+
+
+def make(config: Any, environment: Mapping[str, str] = os.environ) -> Replicas | None:
+    """The replicas that a Config's GPU_COUNT asks for, see `join`."""
+    return join(config.GPU_COUNT, environment)
 
 
 def use_own_device(environment: Mapping[str, str] = os.environ) -> None:
