@@ -135,6 +135,7 @@ class Config:
     BN_EPSILON = 1e-3
     BN_MOMENTUM = 0.99
     TRAIN_BN: bool | None = False  # False: frozen statistics, None: as the training flag says
+    SYNC_BN = False  # statistics of a batch over all replicas instead of each replica's own
     NUM_CLASSES = 1  # with the background
 
     # --- anchors and proposals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -36,12 +37,13 @@ class DataLoader:
     Args:
         dataset: a prepared Dataset with config.NUM_CLASSES classes.
         config: the Config of the model.
-        batch_size: images per batch; config.BATCH_SIZE by default.
+        batch_size: images per batch, over all shards; config.BATCH_SIZE by default.
         shuffle: a new order in every pass.
         augmentation: see `kmrcnn.data.augment.apply_augmentation`.
         no_augmentation_sources: sources whose images are not augmented.
         seed: config.SEED by default.
         workers: config.LOADER_WORKERS by default; 0 loads in the calling thread.
+        shard: (index, count): of every batch, formed as ever, this loader makes the index-th of `count` equal parts.
 
     A batch is a dict of numpy arrays named after the model's inputs, B images, M = MAX_GT_INSTANCES:
         input_image: uint8 (B, H, W, C), not normalised: `kmrcnn.engine.prepare.image_preparation` does that on the
@@ -67,9 +69,11 @@ class DataLoader:
         no_augmentation_sources: Collection[str] | None = None,
         seed: int | None = None,
         workers: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ):
         _check(dataset, config)
         self.batch_size = config.BATCH_SIZE if batch_size is None else batch_size
+        self._rows = _shard_rows(self.batch_size, *shard)
         self.shuffle = shuffle
         self.workers = config.LOADER_WORKERS if workers is None else workers
         self.settings = reader_settings(config)
@@ -102,7 +106,7 @@ class DataLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a global step, made in the calling thread."""
-        return collate(self.samples(step), self.settings)
+        return collate(self.samples(step), self.settings, self._least_shape(step))
 
     def samples(self, step: int) -> list[Sample]:
         """The samples of a global step before padding, made in the calling thread."""
@@ -139,9 +143,21 @@ class DataLoader:
     def _read(self, step: int, read: Callable) -> list[Sample]:
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
-        samples, failures = read(pass_index, bucket, image_ids)
+        samples, failures = read(pass_index, bucket, image_ids[self._rows])
         self._note(failures)
         return samples
+
+    def _least_shape(self, step: int) -> tuple[int, int]:
+        """(height, width) that the whole batch of a step needs, whose other shards this loader does not read."""
+        pass_index, place = divmod(step, self.batches_per_pass)
+        bucket, image_ids = self._plan(pass_index)[place]
+        if self._reader.shapes[bucket] is not None or len(image_ids[self._rows]) == len(image_ids):
+            return 0, 0
+        shapes = [(0, 0)]
+        for image_id in image_ids:
+            with contextlib.suppress(Exception):  # who reads that image reports it
+                shapes.append(plan_for(self.settings, *self._reader.dataset.image_size(image_id)).shape[:2])
+        return tuple(int(side) for side in np.max(shapes, axis=0))
 
     def _prepare_workers(self) -> Callable[[int], dict[str, np.ndarray]]:
         """Start them where they are processes; returns what makes the batch of a step."""
@@ -156,7 +172,7 @@ class DataLoader:
         idle = self._idle
         process = idle.get()
         try:  # collate copies the samples out of the memory that the next read overwrites
-            return collate(self._read(step, process.read), self.settings)
+            return collate(self._read(step, process.read), self.settings, self._least_shape(step))
         finally:
             idle.put(process)
 
@@ -228,6 +244,15 @@ def _check(dataset: Dataset, config: Any) -> None:
             f"Images of source {min(classless)!r}, but classes only of {[s for s in dataset.sources if s]}: give "
             "add_class and add_image the same source"
         )
+
+
+def _shard_rows(batch_size: int, index: int, count: int) -> slice:
+    if not 0 <= index < count:
+        raise ValueError(f"shard: found ({index}, {count}), expected an index from 0 to {count - 1}")
+    if batch_size % count:
+        raise ValueError(f"batch_size: found {batch_size}, expected a multiple of the {count} shards")
+    size = batch_size // count
+    return slice(index * size, (index + 1) * size)
 
 
 def _payload(reader: SampleReader, backend: str) -> bytes | None:

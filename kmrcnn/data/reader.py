@@ -131,9 +131,9 @@ class SampleReader:
         return Sample(np.ascontiguousarray(image), meta, class_ids, boxes, masks, int(seed), rois)
 
 
-def common_shape(samples: Sequence[Sample], settings: Any) -> list[Sample]:
-    """Samples padded below and on the right to the largest height and width among them."""
-    height, width = (max(sample.image.shape[axis] for sample in samples) for axis in (0, 1))
+def common_shape(samples: Sequence[Sample], settings: Any, least: tuple[int, int] = (0, 0)) -> list[Sample]:
+    """Samples padded below and on the right to the largest height and width among them, and to `least`."""
+    height, width = (max(least[axis], *(sample.image.shape[axis] for sample in samples)) for axis in (0, 1))
     return [
         sample if sample.image.shape[:2] == (height, width) else _padded(sample, height, width, settings)
         for sample in samples
@@ -148,9 +148,9 @@ def _padded(sample: Sample, height: int, width: int, settings: Any) -> Sample:
     return replace(sample, image=pad(sample.image, margin), meta=meta, masks=masks)
 
 
-def collate(samples: Sequence[Sample], settings: Any) -> dict[str, np.ndarray]:
-    """Pad samples to the training model's inputs (see DataLoader)."""
-    samples = common_shape(samples, settings)
+def collate(samples: Sequence[Sample], settings: Any, least: tuple[int, int] = (0, 0)) -> dict[str, np.ndarray]:
+    """Pad samples to the training model's inputs (see DataLoader), the images at least to (height, width) `least`."""
+    samples = common_shape(samples, settings, least)
     count, limit = len(samples), settings.MAX_GT_INSTANCES
     height, width = samples[0].image.shape[:2]
     mask_shape = tuple(settings.MINI_MASK_SHAPE) if settings.USE_MINI_MASK else (height, width)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kmrcnn.engine.replicas import Replicas
+
 logger = logging.getLogger("kmrcnn.engine")
 
 # From the fastest to the one that always works; each falls back to the next. On TensorFlow and JAX there are
@@ -28,12 +30,17 @@ class Execution:
         steps: how often the step is going to run, if known; "auto" decides by it.
         prepare: from the tensors of a batch to the model's inputs, on the device, inside the compiled step; for
             instance 8-bit pixels to normalised ones. None: the batch has the inputs as they are.
+        replicas: the others that train together with this one; None: there are none.
+        guard: a training step whose loss or gradients are not finite changes nothing, and each step also returns
+            "gradient_norm" and "skipped".
     """
 
     engine: str = "auto"
     accumulation: int = 1
     steps: int | None = None
     prepare: Callable[[dict], dict] | None = None
+    replicas: Replicas | None = None
+    guard: bool = False
 
     def prepared(self, inputs: dict) -> dict:
         """`prepare` applied."""

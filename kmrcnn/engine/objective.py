@@ -51,9 +51,15 @@ class Objective:
     def __post_init__(self) -> None:
         weight_penalty((), self.weight_decay, self.weight_decay_rule)
 
-    def __call__(self, outputs: Mapping, decayed: Sequence) -> dict:
-        """Scalars of the training graph's outputs, whose "*_loss" are (B, 2) terms, and of the decayed tensors."""
-        parts = self.parts(outputs)
+    def __call__(self, outputs: Mapping, decayed: Sequence, total: Callable | None = None) -> dict:
+        """Scalars of the training graph's outputs, whose "*_loss" are (B, 2) terms, and of the decayed tensors.
+
+        Args:
+            total: sums a tensor over all replicas; then the scalars are those of the whole batch.
+        """
+        parts = self.parts(outputs, total)
+        if total is not None and parts:
+            parts = dict(zip(parts, ops.unstack(total(ops.stack(list(parts.values()))), len(parts)), strict=True))
         penalty = 0.0
         if self.weight_decay:
             penalty = weight_penalty(decayed, self.weight_decay, self.weight_decay_rule)
@@ -66,8 +72,13 @@ class Objective:
             total: sums a tensor over all replicas that train together; then these losses are a replica's shares, which
                 add up to the losses of the whole batch.
         """
-        return {name: reduce_loss(terms, total) * self.loss_weights.get(name, 1.0)
-                for name, terms in outputs.items() if name.endswith("_loss")}
+        ratios = {name: terms for name, terms in outputs.items() if name.endswith("_loss")}
+        sums: list = [None] * len(ratios)
+        if total is not None and ratios:  # all denominators in one sum over the replicas
+            own = ops.stack([ops.sum(terms[:, 1]) for terms in ratios.values()])
+            sums = ops.unstack(total(ops.stop_gradient(own)), len(ratios))
+        return {name: reduce_loss(terms, None if whole is None else lambda _, whole=whole: whole)
+                * self.loss_weights.get(name, 1.0) for (name, terms), whole in zip(ratios.items(), sums, strict=True)}
 
     def decay(self, size: int) -> float:
         """Factor of a weight's sum of squares in the penalty, for a weight of `size` elements."""

@@ -7,9 +7,10 @@ as one CUDA graph. All give the same numbers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import numpy as np
 import torch
 
 from kmrcnn.engine.execution import Execution
@@ -23,6 +24,8 @@ from kmrcnn.engine.torch_engines import Engine, Engines
 from kmrcnn.engine.torch_inference import Inference
 from kmrcnn.engine.torch_layout import order_for_convolutions
 from kmrcnn.engine.torch_memory import keep_freed_memory
+from kmrcnn.engine.torch_state import restore_step, step_state
+from kmrcnn.engine.torch_sums import Sums, share_statistics
 from kmrcnn.engine.torch_trace import trace_gradients, with_gradients
 
 Tensors = Sequence[torch.Tensor]
@@ -40,27 +43,49 @@ class TrainStep:
                  execution: Execution, recorder: Recorder | None = None):
         self.engine, self.traces, self.accumulated = "", 0, 0
         self._model, self._optimizer, self._objective, self._execution = model, optimizer, objective, execution
+        self._replicas = execution.replicas
         self.loss_scale = LossScale() if needs_loss_scale(model) else None
         order_for_convolutions(model)
         on_gpu = any(variable.value.is_cuda for variable in model.variables)
         if not on_gpu:
             keep_freed_memory()
         self._engines = Engines(execution, on_gpu, recorder)
+        if self._replicas is not None:
+            self._replicas.broadcast((*model.variables, *optimizer.variables))
+            share_statistics(model, self._replicas.group)
         self._follow_trainable()
 
     def __call__(self, batch) -> dict:
+        if self._replicas is not None:
+            self._replicas.beat()
         if self._flags != [variable.trainable for variable in self._watched]:
             self._follow_trainable()
         self._apply.refresh()
         self.accumulated = (self.accumulated + 1) % self._execution.accumulation
         scalars = self._run(model_inputs(self._model, batch))
-        return dict(zip(("loss", *self._names), scalars, strict=True))
+        guarded = ("gradient_norm", "skipped") if self._execution.guard else ()
+        return dict(zip(("loss", *self._names, *guarded), scalars, strict=True))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs beside model and optimizer. With replicas every one has to call it."""
+        return step_state(self._apply.sums, self.accumulated, self.loss_scale, self._replicas)
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from `state`, which may come from another number of replicas.
+
+        Raises:
+            ValueError: it is of other trainable weights, or another accumulation.
+        """
+        self.accumulated = restore_step(state, self._apply.sums, self.loss_scale, self._replicas)
 
     def sync(self) -> None:
         """Nothing to do."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Let the model's statistics be its own again."""
+        if self._replicas is not None:
+            share_statistics(self._model, None)
+            self._replicas.rest()
 
     def _follow_trainable(self) -> None:
         """Take the variables that train now; everything prepared for others is dropped."""
@@ -72,8 +97,11 @@ class TrainStep:
         self._weights = [variable.value for variable in (*trainable, *self._fixed)]
         decay = {index: self._objective.decay(variable.value.numel()) for index, variable in enumerate(trainable)
                  if is_decayed(variable) and self._objective.weight_decay}
+        self._sums = None if self._replicas is None else Sums(self._replicas, self._weights[: self._count])
+        alone = self._replicas is None or self._execution.accumulation == 1
         self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self.loss_scale,
-                            recordable=self._engines.current.capture)
+                            recordable=self._engines.current.capture, guard=self._execution.guard,
+                            total=None if alone else self._sums.gradients)
         self._runs: dict[tuple, dict[bool, Callable[[Tensors], Tensors]]] = {}
         self._names: list[str] = []
         self._changed: list[int] = []
@@ -104,8 +132,9 @@ class TrainStep:
             first, last = 1 + len(self._names), len(results) - self._count
             parts, statistics, own = results[1:first], results[first:last], results[last:]
             moving = [self._weights[self._count + index] for index in self._changed]
-            penalty = self._apply(list(own), moving, statistics, update)
-            return (sum(parts) + penalty, *parts)
+            loss = sum(parts)
+            penalty, reports = self._apply(loss, list(own), moving, statistics, update)
+            return (loss + penalty, *parts, *reports)
 
         if not engine.capture:
             return step
@@ -122,12 +151,17 @@ class TrainStep:
     def _gradients(self, engine: Engine, inputs: dict[str, torch.Tensor]) -> Callable[..., Tensors]:
         """(weights, inputs, loss scale) -> (scaled loss, parts, new statistics, gradients), as the engine runs it."""
         function, wanted = self._losses(list(inputs)), range(self._count)
+        total = None if self._sums is None else self._total
         if not engine.trace:
-            return with_gradients(function, wanted)
+            return with_gradients(function, wanted, total)
         self.traces += 1
         arguments = [*self._weights, *inputs.values(), *self._apply.scales]
-        graph = trace_gradients(function, arguments, wanted)
+        graph = trace_gradients(function, arguments, wanted, total)
         return compile_graph(graph, arguments) if engine.compile else graph
+
+    def _total(self, results: Tensors) -> Tensors:
+        """The results of a replica's rows, as those of the whole batch; gradients only where each is applied."""
+        return self._sums.results(results, len(self._names), summed=self._execution.accumulation == 1)
 
     def _losses(self, names: list[str]) -> Callable[..., Tensors]:
         """(weights, inputs, loss scale) -> (scaled loss, parts, new statistics), through the Keras model."""
@@ -139,7 +173,7 @@ class TrainStep:
             fixed = list(arguments[count:weights])
             outputs, new = self._model.stateless_call(list(arguments[:count]), fixed, self._execution.prepared(inputs),
                                                       training=True)
-            parts = self._objective.parts(outputs)
+            parts = self._objective.parts(outputs, self._replicas and self._replicas.total)
             self._names = list(parts)
             self._changed = [index for index, (old, value) in enumerate(zip(fixed, new, strict=True))
                              if value is not old]
@@ -154,7 +188,9 @@ class TrainStep:
 def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> Inference:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
     decayed = [index for index, variable in enumerate(model.trainable_variables) if is_decayed(variable)]
-    return Inference(model, lambda outputs, weights: objective(outputs, [weights[index] for index in decayed]),
+    replicas = execution.replicas
+    total = None if replicas is None else replicas.total
+    return Inference(model, lambda outputs, weights: objective(outputs, [weights[index] for index in decayed], total),
                      execution)
 
 

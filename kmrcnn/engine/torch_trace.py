@@ -13,9 +13,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from kmrcnn.engine import torch_passes
+from kmrcnn.engine.torch_overlap import start_early
 
 Tensors = Sequence[torch.Tensor]
 Function = Callable[..., tuple]
+Total = Callable[[Tensors], Tensors]
 
 
 # A normalisation is folded into the weights of a convolution where its map has this many elements for each of theirs:
@@ -32,11 +34,12 @@ def trace_inference(function: Function, arguments: Tensors) -> GraphModule:
     return _finished(_record(_trace(function, arguments, fold=0.0), arguments))
 
 
-def with_gradients(function: Function, wanted: Sequence[int]) -> Function:
+def with_gradients(function: Function, wanted: Sequence[int], total: Total | None = None) -> Function:
     """A function of tensors with the gradients of its first output, a scalar, behind its own outputs.
 
     Args:
         wanted: which arguments the gradients are for. Nothing is computed or kept that only others would need.
+        total: makes of all these results, a replica's, those of all replicas.
 
     Gradients are dense tensors that share no memory, zero where the loss does not depend on the argument.
     """
@@ -49,13 +52,15 @@ def with_gradients(function: Function, wanted: Sequence[int]) -> Function:
             outputs = function(*arguments)
             gradients = torch.autograd.grad(outputs[0], [arguments[index] for index in wanted], allow_unused=True,
                                             materialize_grads=True)
-        return (*(output.detach() for output in outputs), *_separate(gradients))
+        results = (*(output.detach() for output in outputs), *_separate(gradients))
+        return results if total is None else tuple(total(results))
 
     return joint
 
 
-def trace_gradients(function: Function, arguments: Tensors, wanted: Sequence[int]) -> GraphModule:
-    """The operations of `with_gradients(function, wanted)`, simplified. Raises as `trace_inference` does.
+def trace_gradients(function: Function, arguments: Tensors, wanted: Sequence[int],
+                    total: Total | None = None) -> GraphModule:
+    """The operations of `with_gradients(function, wanted, total)`, simplified. Raises as `trace_inference` does.
 
     The function is traced first and simplified, then the trace is differentiated: that is how scales are folded. A
     function that brings gradients of its own, which its operations do not tell, is traced together with them instead.
@@ -63,8 +68,11 @@ def trace_gradients(function: Function, arguments: Tensors, wanted: Sequence[int
     forward = _Forward(function, wanted)
     graph = _trace(forward, arguments, fold=_FOLD_IN_TRAINING)
     if forward.own_gradients:
-        return _finished(_record(with_gradients(function, wanted), arguments))
-    return _finished(_record(with_gradients(graph, wanted), arguments))
+        graph = function
+    graph = _finished(_record(with_gradients(graph, wanted, total), arguments))
+    if total is not None:
+        start_early(graph)
+    return graph
 
 
 class _Forward:

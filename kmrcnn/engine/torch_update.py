@@ -52,8 +52,12 @@ class Update:
         """Every tensor that an update changes."""
         return [variable.value for variable in (*self._variables, *self._optimizer.variables)]
 
-    def __call__(self, gradients: Gradients) -> None:
-        """Update the variables in place. May overwrite the gradients."""
+    def __call__(self, gradients: Gradients, norm: torch.Tensor | None = None) -> None:
+        """Update the variables in place. May overwrite the gradients.
+
+        Args:
+            norm: `global_norm` of the gradients, if it is known.
+        """
         if not self.native:
             # Keras divides by this factor, which the loss of these gradients was not multiplied by.
             factor = self._optimizer.loss_scale_factor or 1.0
@@ -61,18 +65,19 @@ class Update:
             return
         values = [variable.value.detach() for variable in self._variables]
         gradients = list(gradients)
-        clipping = self._clipping(gradients)
+        clipping = self._clipping(gradients, norm)
         self._decay(values)
         self._rule(values, gradients, clipping)
         self._average(values)
         self._optimizer.iterations.value.add_(1)
 
-    def _clipping(self, gradients: list[torch.Tensor]) -> torch.Tensor | None:
+    def _clipping(self, gradients: list[torch.Tensor], norm: torch.Tensor | None) -> torch.Tensor | None:
         """What gradients have to be multiplied by, so that their common norm stays below the limit."""
         limit = self._optimizer.global_clipnorm
         if not limit:
             return None
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if norm is None:
+            norm = global_norm(gradients)
         return limit / norm.clamp(min=limit)
 
     def _decay(self, values: list[torch.Tensor]) -> None:
@@ -142,6 +147,11 @@ class Update:
         names = ("momentums", "_momentums", "_velocities", "_velocity_hats", "_model_variables_moving_average")
         kinds = [getattr(self._optimizer, name, None) for name in names]
         return [[kind[index] for index in self._indices] for kind in kinds if kind]
+
+
+def global_norm(tensors: Gradients) -> torch.Tensor:
+    """The norm of all tensors together, a scalar; not finite if one element is not."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors))))
 
 
 def _is_plain(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> bool:

@@ -149,7 +149,8 @@ def evaluate_coco(
     image_ids: Sequence[int] | None = None,
     results_path: str | os.PathLike | None = None,
     verbose: int = 1,
-) -> CocoResults:
+    replicas: Any = None,
+) -> CocoResults | None:
     """Detect on a dataset's images and score the detections.
 
     Args:
@@ -160,6 +161,11 @@ def evaluate_coco(
         image_ids: internal ids of the images to use, all by default.
         results_path: also write the detections there as a COCO results file.
         verbose: 0 prints nothing; 1 shows progress and prints the tables.
+        replicas: `kmrcnn.engine.replicas.Replicas` whose processes all make this call and share the images; the
+            detections are those of one process, in the same order.
+
+    Returns:
+        The results; None in all processes but the main one of `replicas`.
     """
     iou_types = _iou_types(eval_type)
     image_ids = list(dataset.image_ids if image_ids is None else image_ids)[: limit or None]
@@ -167,7 +173,10 @@ def evaluate_coco(
         coco = dataset_to_coco(dataset, image_ids)
         image_ids = [image_id for image_id in image_ids if _image_id(dataset, image_id) in coco.imgs]
     start = time.perf_counter()
-    detections, skipped, seconds = _detect(model, dataset, image_ids, verbose)
+    found = _detect(model, dataset, image_ids, verbose, replicas)
+    if found is None:
+        return None
+    detections, skipped, seconds = found
     keys = [_image_id(dataset, image_id) for image_id in image_ids]
     # A dataset that reads only some classes is scored on these.
     categories = [_category_id(dataset, int(class_id)) for class_id in dataset.class_ids if class_id > 0]
@@ -188,21 +197,46 @@ def _iou_types(eval_type: str | Sequence[str]) -> list[str]:
     return list(kinds)
 
 
-def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int) -> tuple[list, list[int], float]:
-    """COCO result entries of all images, the ids that could not be read, and the seconds without loading images."""
+def _detect(model: Any, dataset: Any, image_ids: list[int], verbose: int,
+            replicas: Any) -> tuple[list, list[int], float] | None:
+    """COCO result entries of all images, the ids that could not be read, and the seconds without loading images.
+
+    None in a process that is not the main one.
+    """
     if model.config.IMAGE_RESIZE_MODE != "square":
         # Equal shapes together fill the batches.
         image_ids = sorted(image_ids, key=lambda image_id: _image_size(dataset, image_id))
-    images, results = _Images(dataset, image_ids), []
-    start = time.perf_counter()
-    with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not verbose) as progress:
-        for row in model.detect_stream(images, masks="rle"):
-            boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
-            results += build_coco_results(dataset, [_image_id(dataset, images.on_the_way.popleft())], boxes,
-                                          row["class_ids"], row["scores"], row["masks"])
-            progress.update()
-        progress.update(len(images.skipped))
-    return results, images.skipped, time.perf_counter() - start - images.seconds
+    run = _Run(model, dataset, verbose and (replicas is None or replicas.is_main))
+    rows = run(image_ids) if replicas is None else replicas.spread(image_ids, run)
+    if rows is None:
+        return None
+    skipped = [int(image_id) for image_id, row in zip(image_ids, rows, strict=True) if row is None]
+    return [entry for row in rows for entry in row or ()], skipped, run.seconds
+
+
+class _Run:
+    """Call: from image ids to the COCO result entries of each image, None for one that cannot be read.
+
+    Attributes:
+        seconds: of the last call, without loading images.
+    """
+
+    def __init__(self, model: Any, dataset: Any, verbose: int):
+        self._model, self._dataset, self._verbose, self.seconds = model, dataset, verbose, 0.0
+
+    def __call__(self, image_ids: Sequence[int]) -> list[list[dict[str, Any]] | None]:
+        images, found = _Images(self._dataset, list(image_ids)), {}
+        start = time.perf_counter()
+        with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not self._verbose) as progress:
+            for row in self._model.detect_stream(images, masks="rle"):
+                boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
+                image_id = images.on_the_way.popleft()
+                found[image_id] = build_coco_results(self._dataset, [_image_id(self._dataset, image_id)], boxes,
+                                                     row["class_ids"], row["scores"], row["masks"])
+                progress.update()
+            progress.update(len(images.skipped))
+        self.seconds = time.perf_counter() - start - images.seconds
+        return [found.get(image_id) for image_id in image_ids]
 
 
 class _Images:

@@ -11,7 +11,7 @@ from kmrcnn.layers.frames import (
     NormalizedToInternal,
     PixelsToInternal,
 )
-from kmrcnn.layers.norm import BatchNorm, FrozenBatchNorm, GroupNorm, Normalization
+from kmrcnn.layers.norm import BatchNorm, FrozenBatchNorm, GroupNorm, Normalization, synchronize
 from kmrcnn.layers.pooling import BilinearResize, MaxPooling2D, Upsampling2x
 from kmrcnn.layers.proposal import ProposalLayer, ProposalSteps
 from kmrcnn.layers.roi_align import FoldROIs, LeadingROIs, PyramidROIAlign, UnfoldROIs
@@ -42,4 +42,5 @@ __all__ = [
     "RPNTargetLayer",
     "UnfoldROIs",
     "Upsampling2x",
+    "synchronize",
 ]

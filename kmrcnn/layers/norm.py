@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 _ON_TORCH = keras.backend.backend() == "torch"
+_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TORCH:
     from kmrcnn.layers import torch_native
 
@@ -21,12 +22,28 @@ class BatchNorm(keras.layers.BatchNormalization):
     Args:
         train_bn: False always normalises with the moving statistics, whatever `training` says (gamma and beta
             stay trainable, as in Matterport); None follows `training`; True always uses the batch's statistics.
+        sync: the batch's statistics are those of all replicas together. On JAX they always are.
         Everything else as `keras.layers.BatchNormalization`.
+
+    Attributes:
+        group: on torch, name of the group of processes that share a batch; set by the step that trains on one.
     """
 
-    def __init__(self, train_bn: bool | None = False, **kwargs):
+    def __init__(self, train_bn: bool | None = False, sync: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.train_bn = train_bn
+        self.train_bn, self.group = train_bn, None
+        self.sync = sync
+
+    @property
+    def sync(self) -> bool:
+        """Whether the batch's statistics are those of all replicas together."""
+        return self._sync
+
+    @sync.setter
+    def sync(self, value: bool) -> None:
+        self._sync = value
+        if _ON_TENSORFLOW:
+            self.synchronized = value
 
     def call(self, inputs, training=None, mask=None):
         training = training if self.train_bn is None else self.train_bn
@@ -36,19 +53,29 @@ class BatchNorm(keras.layers.BatchNormalization):
         gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         x = ops.cast(inputs, self.variable_dtype)
         if training and self.trainable:
-            y, mean, variance = torch_native.batch_norm_training(x, gamma, beta, self.epsilon)
+            y, mean, variance = self._by_batch(x, gamma, beta)
             self._update_moving_statistics(mean, variance)
         else:
             mean, variance = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
             y = torch_native.batch_norm_inference(x, gamma, beta, mean, variance, self.epsilon)
         return y.to(dtype)
 
+    def _by_batch(self, x, gamma, beta) -> tuple:
+        if not (self.sync and self.group):
+            return torch_native.batch_norm_training(x, gamma, beta, self.epsilon)
+        from kmrcnn.ops.torch_sync_norm import sync_batch_norm
+
+        centre = ops.convert_to_tensor(self.moving_mean).detach()
+        return sync_batch_norm(x, gamma, beta, centre, self.epsilon, self.group)
+
     def _update_moving_statistics(self, mean, variance) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving.value.detach() * self.momentum + value * (1.0 - self.momentum))
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "train_bn": self.train_bn}
+        inherited = super().get_config()
+        inherited.pop("synchronized", None)
+        return {**inherited, "train_bn": self.train_bn, "sync": self.sync}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -76,6 +103,13 @@ class GroupNorm(keras.layers.GroupNormalization):
             return super().call(inputs)
         gamma, beta = ops.convert_to_tensor(self.gamma), ops.convert_to_tensor(self.beta)
         return torch_native.group_norm(inputs, self.groups, gamma.to(inputs.dtype), beta.to(inputs.dtype), self.epsilon)
+
+
+def synchronize(model: keras.Model) -> None:
+    """Let the trained batch normalisations of a model, those of its own layers included, share their statistics."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, BatchNorm) and not isinstance(layer, FrozenBatchNorm):
+            layer.sync = True
 
 
 class Normalization:

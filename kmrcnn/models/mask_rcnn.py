@@ -12,7 +12,7 @@ import keras
 
 from kmrcnn.config import Config
 from kmrcnn.config_rules import LOSSES
-from kmrcnn.layers import BoxColumns, InternalToNormalized, LeadingROIs, PixelsToInternal
+from kmrcnn.layers import BoxColumns, InternalToNormalized, LeadingROIs, PixelsToInternal, synchronize
 from kmrcnn.losses import HeadBoxLoss, HeadClassLoss, MaskLoss, RPNBoxLoss, RPNClassLoss
 from kmrcnn.models.parts import (
     Heads,
@@ -71,7 +71,10 @@ def build_training_model(config: Config) -> keras.Model:
         mask_logits = heads.masks(LeadingROIs(target_masks.shape[1], name="positive_rois")(rois))
         outputs["mrcnn_mask_loss"] = MaskLoss(how, name="mrcnn_mask_loss")(mask_logits, target_ids, target_masks)
         outputs["mrcnn_mask"] = _sigmoid(mask_logits)
-    return keras.Model(inputs, outputs, name="mask_rcnn")
+    model = keras.Model(inputs, outputs, name="mask_rcnn")
+    if config.SYNC_BN:
+        synchronize(model)
+    return model
 
 
 def build_inference_model(config: Config) -> keras.Model:

@@ -1,0 +1,63 @@
+"""Two processes on torch train as one with the doubled batch does."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from tests.engine.processes import together
+from tests.engine.replica_runs import STEPS, all_cases, largest_difference, other_sums, train
+
+pytestmark = [pytest.mark.once,
+              pytest.mark.skipif(keras.backend.backend() != "torch", reason="processes are torch's replicas")]
+
+FROZEN, SYNC = {}, {"SYNC_BN": True, "TRAIN_BN": None}
+CASES = {
+    "frozen-count-eager": (FROZEN | {"LOSS_DENOMINATOR": "count"}, "eager"),
+    "frozen-fixed-traced": (FROZEN | {"LOSS_DENOMINATOR": "fixed"}, "traced"),
+    "sync-count-eager": (SYNC | {"LOSS_DENOMINATOR": "count"}, "eager"),
+    "sync-fixed-given-traced": (SYNC | {"LOSS_DENOMINATOR": "fixed", "USE_RPN_ROIS": False}, "traced"),
+    "accumulated-eager": (FROZEN | {"GRADIENT_ACCUMULATION": 2}, "eager"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Results of all cases, by name and rank; starting processes takes longer than all of them."""
+    own = {"own-statistics": ({"TRAIN_BN": None}, "eager", 22, True)}
+    return together(all_cases, CASES | own, folder=tmp_path_factory.mktemp("replicas"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one_with_the_doubled_batch(case, runs):
+    settings, engine = CASES[case]
+    one = train(settings, engine)
+    first, second = (run[case] for run in runs)
+    assert first["engine"] == engine and first["counts"] != second["counts"]  # uneven numbers of positives
+    assert largest_difference(one["weights"], first["weights"]) < 1e-5
+    for mine, other in zip(first["weights"], second["weights"], strict=True):
+        np.testing.assert_array_equal(mine, other)
+    for scalars, wanted in zip([*first["scalars"], first["evaluated"]], [*one["scalars"], one["evaluated"]],
+                               strict=True):
+        assert scalars == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    assert first["scalars"] == second["scalars"]
+
+
+def test_own_statistics_are_averaged_so_that_replicas_stay_equal(runs):
+    first, second = (run["own-statistics"] for run in runs)
+    for mine, other in zip(first["weights"], second["weights"], strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert len(first["scalars"]) == STEPS and first["scalars"] == second["scalars"]
+    assert first["scalars"][0]["gradient_norm"] > 0 and first["scalars"][0]["skipped"] == 0
+
+
+def test_sums_broadcasts_and_shares(tmp_path):
+    first, second = together(other_sums, folder=tmp_path)
+    assert first["total"] == second["total"] == 3.0 and first["slope"] == second["slope"] == 2.0
+    np.testing.assert_array_equal(first["broadcast"], second["broadcast"])
+    assert first["spread"] == [0, 1, 4, 9, 16] and second["spread"] is None
+    assert first["skipped"] == second["skipped"] == [0.0, 1.0, 0.0]
+    np.testing.assert_array_equal(first["after"], second["after"])
+    assert first["sums"] == 2 and first["sums_restored_elsewhere"] == pytest.approx(first["whole_sum"], rel=1e-6)
+    assert first["buckets"] == 3
