@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 from kmrcnn.engine.execution import Execution
-from kmrcnn.engine.loss_scale import LossScale, all_finite, needs_loss_scale, next_scale
+from kmrcnn.engine.jax_replicas import ROWS, WHOLE, Alone
+from kmrcnn.engine.loss_scale import LossScale, needs_loss_scale, next_scale
 from kmrcnn.engine.objective import Objective, is_decayed
+from kmrcnn.engine.shares import judge, reports, shares, whole
 from kmrcnn.engine.step import model_inputs
+from kmrcnn.engine.step_state import restore_step, step_state
 
 
 class TrainStep:
@@ -20,6 +24,9 @@ class TrainStep:
     The state (weights, statistics, optimizer, loss scale) is donated to each step, which updates it in place. Between
     `sync` calls the Keras variables hold older values. A variable that somebody assigns meanwhile, for instance a
     learning rate, takes effect in the next step.
+
+    On several devices each has the state, computes the gradients of its rows of a batch, and applies their sums, which
+    are the whole batch's gradients.
 
     Attributes:
         accumulated: batches whose gradients wait for the rest of an update's.
@@ -31,12 +38,16 @@ class TrainStep:
                  execution: Execution):
         self.accumulated = 0
         self._model, self._accumulation = model, execution.accumulation
+        self._group = execution.replicas or Alone()
+        self._group.broadcast((*model.variables, *optimizer.variables))
         update = Update(model, optimizer, objective, execution)
         self._variables, self.loss_scale = update.variables, update.loss_scale
         self._seen: list = [None] * len(self._variables)
         self._state: list = [None] * len(self._variables)
-        self._sums = [jnp.zeros(v.shape) for v in model.trainable_variables if self._accumulation > 1]
-        self._step = Compiled(update, execution, donate_argnums=(0, 1), static_argnums=3)
+        self._shapes = [tuple(v.shape) for v in model.trainable_variables if self._accumulation > 1]
+        self._guard = execution.guard
+        self._set_sums([np.zeros(shape, np.float32) for shape in self._shapes])
+        self._step = Compiled(self._mapped(update), execution, donate_argnums=(0, 1), static_argnums=3)
         # Keras' callbacks ask their model for this before they read it, so that they see current weights.
         model.jax_state_sync = self.sync
 
@@ -50,7 +61,7 @@ class TrainStep:
 
     def __call__(self, batch) -> dict:
         self._take_assigned()
-        inputs, pending = model_inputs(self._model, batch), (self.accumulated + 1) % self._accumulation
+        inputs, pending = self._group.inputs(self._model, batch), (self.accumulated + 1) % self._accumulation
         scalars, self._state, self._sums = self._step(self._state, self._sums, inputs, pending == 0)
         self.accumulated = pending
         return scalars
@@ -63,13 +74,41 @@ class TrainStep:
         for index, variable in enumerate(self._variables):
             value = variable.value
             if value is not self._seen[index]:
-                self._seen[index], self._state[index] = value, jnp.copy(value)
+                self._seen[index], self._state[index] = value, self._group.copy(value)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint needs beside model and optimizer; see `kmrcnn.engine.step_state`. Syncs."""
+        self.sync()
+        return step_state([self._group.own(total) for total in self._sums[: len(self._shapes)]], self.accumulated,
+                          self.loss_scale)
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from `state`, which may come from another number of devices.
+
+        Raises:
+            ValueError: it is of other trainable weights, or another accumulation.
+        """
+        self.accumulated, values = restore_step(state, self._shapes, self.loss_scale)
+        self._set_sums(values)
+
+    def _set_sums(self, values: list[np.ndarray]) -> None:
+        # With a guard the last is of the losses.
+        values = [*values, *[np.zeros((), np.float32)] * bool(values and self._guard)]
+        self._sums = [self._group.copy(value) for value in values]
+
+    def _mapped(self, update: Update) -> Callable:
+        """The update with all replicas."""
+        def step(state: list, sums: list, inputs: dict, complete: bool) -> tuple[dict, list, list]:
+            run = self._group.mapped(lambda *arguments: update(*arguments, complete), (WHOLE, WHOLE, ROWS))
+            return run(state, sums, inputs)
+
+        return step
 
     def sync(self) -> None:
         """Copy the state to the Keras variables."""
         self._take_assigned()
         for index, variable in enumerate(self._variables):
-            variable.assign(jnp.copy(self._state[index]))
+            variable.assign(self._group.own(self._state[index]))
             self._seen[index] = variable.value
 
     def close(self) -> None:
@@ -93,7 +132,8 @@ class Update:
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
                  execution: Execution):
         self._model, self._objective, self._execution = model, objective, execution
-        self._optimizer, self.loss_scale = optimizer, LossScale() if needs_loss_scale(model) else None
+        self._optimizer, self._group = optimizer, execution.replicas or Alone()
+        self.loss_scale = LossScale() if needs_loss_scale(model) else None
         self._parts = (list(model.trainable_variables), list(model.non_trainable_variables),
                        list(self._optimizer.variables), self.loss_scale.variables if self.loss_scale else [])
         self._decayed = [i for i, v in enumerate(self._parts[0]) if is_decayed(v)]
@@ -104,47 +144,64 @@ class Update:
         return sum(self._parts, [])
 
     def __call__(self, state: list, sums: list, inputs: dict, update: bool) -> tuple[dict, list, list]:
-        values = iter(state)
+        values, guard = iter(state), self._execution.guard
         trainable, fixed, slots, scale = ([next(values) for _ in part] for part in self._parts)
         scalars, gradients, statistics = self._differentiate(trainable, fixed, scale, inputs)
-        finite = all_finite(gradients) if scale else None
-        fixed = _choose(finite, statistics, fixed)
+        verdict = self._judge(gradients, scalars["loss"])
+        fixed = _choose(verdict, statistics, fixed)
         if sums:
+            gradients = [*gradients, scalars["loss"]] if guard else gradients
             sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
-        if update:
-            if sums:
-                gradients = [total / self._execution.accumulation for total in sums]
-                sums = [jnp.zeros_like(total) for total in sums]
-                finite = all_finite(gradients) if scale else None
-            trainable, slots, scale = self._apply(trainable, slots, scale, gradients, finite)
-        return scalars, [*trainable, *fixed, *slots, *scale], sums
+        if not update:
+            return scalars | reports({}) if guard else scalars, [*trainable, *fixed, *slots, *scale], sums
+        if sums:
+            gradients = [total / self._execution.accumulation for total in sums]
+            sums = [jnp.zeros_like(total) for total in sums]
+            verdict = self._judge(gradients, gradients[-1])
+        trainable, slots, scale = self._apply(trainable, slots, scale, gradients[: len(trainable)], verdict)
+        return scalars | reports(verdict) if guard else scalars, [*trainable, *fixed, *slots, *scale], sums
 
     def _differentiate(self, trainable: list, fixed: list, scale: list, inputs: dict) -> tuple[dict, list, list]:
-        """Scalars, gradients, and the values of `fixed` after the forward pass."""
+        """Scalars, gradients, and the values of `fixed` after the forward pass, all of the whole batch."""
         def loss(trainable: list):
             outputs, statistics = self._model.stateless_call(
                 trainable, fixed, self._execution.prepared(inputs), training=True)
-            scalars = self._objective(outputs, [trainable[i] for i in self._decayed])
+            decayed = [trainable[i] for i in self._decayed]
+            scalars = shares(self._objective, outputs, decayed, self._execution.replicas)
             total = self._optimizer.scale_loss(scalars["loss"])
             return total * scale[0] if scale else total, (scalars, statistics)
 
         (_, (scalars, statistics)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-        return scalars, [g / scale[0] for g in gradients] if scale else gradients, statistics
+        gradients = self._group.sums(gradients)
+        gradients = [g / scale[0] for g in gradients] if scale else gradients
+        return whole(scalars, self._execution.replicas), gradients, self._averaged(statistics, fixed)
 
-    def _apply(self, trainable: list, slots: list, scale: list, gradients: list, finite) -> tuple[list, list, list]:
-        """Values after an update; with loss scaling the old ones if the gradients are not `finite`."""
+    def _averaged(self, statistics: list, fixed: list) -> list:
+        """Those that the forward pass changed as means over the replicas."""
+        changed = [i for i, (new, old) in enumerate(zip(statistics, fixed, strict=True)) if new is not old]
+        for i, mean in zip(changed, self._group.average([statistics[i] for i in changed]), strict=True):
+            statistics[i] = mean
+        return statistics
+
+    def _judge(self, gradients: list, loss) -> dict:
+        return judge(gradients[: len(self._parts[0])], loss, self._execution.guard, self.loss_scale is not None,
+                     self._optimizer.loss_scale_factor)
+
+    def _apply(self, trainable: list, slots: list, scale: list, gradients: list,
+               verdict: dict) -> tuple[list, list, list]:
+        """Values after an update; the old ones if the verdict is bad."""
         updated = self._optimizer.stateless_apply(slots, gradients, trainable)
-        trainable, slots = _choose(finite, updated[0], trainable), _choose(finite, updated[1], slots)
-        return trainable, slots, next_scale(*scale, finite) if scale else []
+        trainable, slots = _choose(verdict, updated[0], trainable), _choose(verdict, updated[1], slots)
+        return trainable, slots, next_scale(*scale, verdict["finite"]) if scale else []
 
 
-def _choose(finite, new: list, old: list) -> list:
-    """`new` where there is no `finite`, or where it is true."""
-    return new if finite is None else [jnp.where(finite, *pair) for pair in zip(new, old, strict=True)]
+def _choose(verdict: dict, new: list, old: list) -> list:
+    """`new` where there is no verdict, or where it is good."""
+    return [jnp.where(verdict["finite"], *pair) for pair in zip(new, old, strict=True)] if verdict else new
 
 
 class Compiled:
-    """A function that is compiled once for each shape of its arguments, or runs as it is.
+    """A function that is compiled once for each shape of its arguments, or runs as it is; never with replicas.
 
     Args:
         function: it returns arrays.
@@ -157,13 +214,15 @@ class Compiled:
 
     def __init__(self, function: Callable, execution: Execution, **jit):
         self.engine, self.traces = "", 0
-        self._name = "eager" if execution.engine == "eager" else "compiled"
+        # Several devices would compile every operation by itself, which takes minutes.
+        eager = execution.engine == "eager" and execution.replicas is None
+        self._name = "eager" if eager else "compiled"
 
         def traced(*arguments):
             self.traces += 1
             return function(*arguments)
 
-        self._function = function if self._name == "eager" else jax.jit(traced, **jit)
+        self._function = function if eager else jax.jit(traced, **jit)
 
     def __call__(self, *arguments):
         results = self._function(*arguments)
@@ -175,28 +234,46 @@ class BatchFunction(Compiled):
     """A compiled function of a model's outputs in inference, called with a batch.
 
     Args:
-        function: of the outputs; in it the model's variables have their current values.
+        function: of the outputs of a replica's rows; in it the model's variables have their current values.
+        group: the replicas, None for one.
+        results: how the function's results are spread over them, see `kmrcnn.engine.jax_replicas`.
     """
 
-    def __init__(self, model: keras.Model, function: Callable[[dict], dict], execution: Execution):
+    def __init__(self, model: keras.Model, function: Callable[[dict], dict], execution: Execution,
+                 group: Alone | None, results=ROWS):
         self._model, self._variables = model, [*model.trainable_variables, *model.non_trainable_variables]
+        self._group = group
+        self._seen: list = [None] * len(self._variables)
+        self._copies: list = [None] * len(self._variables)
 
         def step(values: list, inputs: dict) -> dict:
             with keras.StatelessScope(list(zip(self._variables, values, strict=True))):
                 return function(model(execution.prepared(inputs), training=False))
 
-        super().__init__(step, execution)
+        super().__init__(step if group is None else group.mapped(step, (WHOLE, ROWS), results), execution)
 
     def __call__(self, batch) -> dict:
-        return super().__call__([v.value for v in self._variables], model_inputs(self._model, batch))
+        if self._group is None:
+            return super().__call__([v.value for v in self._variables], model_inputs(self._model, batch))
+        for index, variable in enumerate(self._variables):
+            if variable.value is not self._seen[index]:
+                self._seen[index], self._copies[index] = variable.value, self._group.copy(variable.value)
+        return super().__call__(self._copies, self._group.inputs(self._model, batch))
 
 
 def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> BatchFunction:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
     decayed = [v for v in model.trainable_variables if is_decayed(v)]
-    return BatchFunction(model, lambda outputs: objective(outputs, [v.value for v in decayed]), execution)
+    replicas = execution.replicas
+    total = replicas and replicas.total
+    return BatchFunction(model, lambda outputs: objective(outputs, [v.value for v in decayed], total), execution,
+                         replicas, WHOLE)
 
 
 def build_detect_step(model: keras.Model, select, execution: Execution) -> BatchFunction:
-    """Function batch -> results; see `kmrcnn.engine.step.build_detect_step`."""
-    return BatchFunction(model, lambda outputs: dict(select(outputs)), execution)
+    """Function batch -> results; see `kmrcnn.engine.step.build_detect_step`.
+
+    On several devices all results need the batch as their first axis. Each process has those of its own rows.
+    """
+    replicas = execution.replicas and execution.replicas.local()
+    return BatchFunction(model, lambda outputs: dict(select(outputs)), execution, replicas)

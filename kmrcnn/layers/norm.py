@@ -7,8 +7,9 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from kmrcnn.ops.replica_moments import replica_moments
+
 _ON_TORCH = keras.backend.backend() == "torch"
-_ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 if _ON_TORCH:
     from kmrcnn.layers import torch_native
 
@@ -22,7 +23,7 @@ class BatchNorm(keras.layers.BatchNormalization):
     Args:
         train_bn: False always normalises with the moving statistics, whatever `training` says (gamma and beta
             stay trainable, as in Matterport); None follows `training`; True always uses the batch's statistics.
-        sync: the batch's statistics are those of all replicas together. On JAX they always are.
+        sync: the batch's statistics are those of all replicas together.
         Everything else as `keras.layers.BatchNormalization`.
 
     Attributes:
@@ -31,19 +32,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
     def __init__(self, train_bn: bool | None = False, sync: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.train_bn, self.group = train_bn, None
-        self.sync = sync
-
-    @property
-    def sync(self) -> bool:
-        """Whether the batch's statistics are those of all replicas together."""
-        return self._sync
-
-    @sync.setter
-    def sync(self, value: bool) -> None:
-        self._sync = value
-        if _ON_TENSORFLOW:
-            self.synchronized = value
+        self.train_bn, self.sync, self.group = train_bn, sync, None
 
     def call(self, inputs, training=None, mask=None):
         training = training if self.train_bn is None else self.train_bn
@@ -68,14 +57,18 @@ class BatchNorm(keras.layers.BatchNormalization):
         centre = ops.convert_to_tensor(self.moving_mean).detach()
         return sync_batch_norm(x, gamma, beta, centre, self.epsilon, self.group)
 
+    def _moments(self, inputs, mask):
+        """Keras' own code asks for them on TensorFlow and JAX."""
+        if self.sync and not _ON_TORCH:
+            return replica_moments(inputs, self._reduction_axes)
+        return super()._moments(inputs, mask)
+
     def _update_moving_statistics(self, mean, variance) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving.value.detach() * self.momentum + value * (1.0 - self.momentum))
 
     def get_config(self) -> dict:
-        inherited = super().get_config()
-        inherited.pop("synchronized", None)
-        return {**inherited, "train_bn": self.train_bn, "sync": self.sync}
+        return {**super().get_config(), "train_bn": self.train_bn, "sync": self.sync}
 
 
 @keras.saving.register_keras_serializable("kmrcnn")

@@ -1,0 +1,305 @@
+"""Training on two devices of one process against one device; run by test_replicas.py in a process of its own.
+
+    KERAS_BACKEND=jax python -m pytest tests/engine/two_devices.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+
+import keras
+import numpy as np
+import pytest
+
+from kmrcnn.data.loader import DataLoader
+from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.optimizer import default_optimizer
+from kmrcnn.engine.prepare import image_preparation
+from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
+from kmrcnn.layers import BatchNorm
+from kmrcnn.models import build_training_model
+from tests.engine.fakes import Batches, Terms
+from tests.tiny import TinyConfig
+
+BACKEND = keras.backend.backend()
+
+
+class TwoDevices(TinyConfig):
+    GPU_COUNT = 2
+    LEARNING_RATE = 1e-3
+    TRAIN_ROIS_PER_IMAGE = 8
+    APPEND_GT_TO_ROIS = True
+    # The fewer scores, the less likely two are so close that rounding swaps them.
+    RPN_ANCHOR_STRIDE = 2
+    PRE_NMS_LIMIT = 60
+
+
+REPLICAS = importlib.import_module(f"kmrcnn.engine.{BACKEND}_replicas").make(TwoDevices())
+
+
+def _scope(replicas):
+    return contextlib.nullcontext() if replicas is None else replicas.scope()
+
+
+def _arrays(variables) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+
+
+def _assert_close(found, wanted, tolerance: float = 1e-5) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def _shapes_batches(config, count: int) -> list[dict]:
+    """Batches of 4 images: the two of the first device with all objects, those of the second with one and none."""
+    dataset = ShapesDataset()
+    dataset.load_shapes(4 * count, 64, 64, seed=5)
+    dataset.prepare()
+    batches = [DataLoader(dataset, config, workers=0).batch(step) for step in range(count)]
+    for batch in batches:
+        batch["input_gt_class_ids"][2, 1:] = batch["input_gt_boxes"][2, 1:] = 0
+        batch["input_gt_class_ids"][3] = batch["input_gt_boxes"][3] = 0
+    return batches
+
+
+def _train_shapes(config, replicas, batches) -> tuple[list[np.ndarray], list[dict]]:
+    with _scope(replicas):
+        keras.utils.set_random_seed(0)
+        model, optimizer = build_training_model(config), default_optimizer(config)
+        execution = Execution(prepare=image_preparation(config), replicas=replicas, guard=True)
+        step = build_train_step(model, optimizer, config.LOSS_WEIGHTS, config.WEIGHT_DECAY, execution=execution)
+        scalars = [{name: float(value) for name, value in step(batch).items()} for batch in batches]
+        step.close()
+    assert step.traces == 1 and step.engine == "compiled"
+    return _arrays((*model.variables, *optimizer.variables)), scalars
+
+
+@pytest.mark.parametrize(("sync", "denominator"), [
+    (False, "count"), (True, "fixed"),
+    pytest.param(False, "fixed", marks=pytest.mark.long), pytest.param(True, "count", marks=pytest.mark.long)])
+def test_two_devices_are_one_with_the_whole_batch(sync, denominator):
+    config = TwoDevices()
+    config.LOSS_DENOMINATOR, config.TRAIN_BN, config.SYNC_BN = denominator, sync, sync
+    batches = _shapes_batches(config, 5)
+    wanted, wanted_scalars = _train_shapes(config, None, batches)
+    found, scalars = _train_shapes(config, REPLICAS, batches)
+    for ours, theirs in zip(scalars, wanted_scalars, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+        assert ours["skipped"] == 0 and ours["gradient_norm"] > 0
+    _assert_close(found, wanted)
+
+
+def _small_model(sync: bool = True) -> keras.Model:
+    """A linear model behind batch normalisation; "second_loss" counts rows, of which replicas have unlike numbers."""
+    inputs = {name: keras.Input((size,), name=name) for name, size in (("x", 3), ("y", 1), ("weight", 1))}
+    hidden = BatchNorm(train_bn=None, sync=sync, momentum=0.9, name="bn")(inputs["x"])
+    prediction = keras.layers.Dense(1, name="dense")(hidden)
+    outputs = {
+        "prediction": prediction,
+        "first_loss": Terms(dtype="float32")(prediction, inputs["y"], keras.ops.ones_like(inputs["y"])),
+        "second_loss": Terms(dtype="float32")(prediction, inputs["y"], inputs["weight"]),
+    }
+    model = keras.Model(inputs, outputs)
+    model.get_layer("dense").set_weights([np.array([[0.5], [-1.0], [2.0]], "float32"), np.array([0.25], "float32")])
+    return model
+
+
+def _batch(index: int) -> dict:
+    """Eight rows; "weight" counts all of the first device's and one of the second's."""
+    weight = np.array([1, 1, 1, 1, 0, 0, 1, 0], "float32")[:, None]
+    return Batches(8).batch(index) | {"weight": weight}
+
+
+def _sgd() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(0.05, momentum=0.9, global_clipnorm=1.0)
+
+
+def _small_step(replicas, make=_sgd, sync: bool = True, **execution):
+    with _scope(replicas):
+        model, optimizer = _small_model(sync), make()
+        step = build_train_step(model, optimizer, {"second_loss": 0.5}, 0.1, "sum",
+                                Execution(replicas=replicas, **execution))
+    return model, optimizer, step
+
+
+def _train_small(replicas, batches, make=_sgd, sync: bool = True, **execution):
+    model, optimizer, step = _small_step(replicas, make, sync, **execution)
+    scalars = [{name: float(value) for name, value in step(batch).items()} for batch in batches]
+    step.close()
+    optimizer.finalize_variable_values(model.trainable_variables)
+    return _arrays((*model.variables, *optimizer.variables)), scalars, step
+
+
+@pytest.fixture
+def half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(("make", "execution"), [
+    (_sgd, {}), (_sgd, {"accumulation": 2, "guard": True}), (_sgd, {"engine": "eager"}),
+    (lambda: keras.optimizers.AdamW(0.05, weight_decay=0.1, epsilon=1e-3, use_ema=True, ema_momentum=0.8), {}),
+    (lambda: keras.optimizers.SGD(0.05, loss_scale_factor=64.0, clipnorm=0.5), {"guard": True}),
+])
+def test_optimizers_and_accumulation(make, execution):
+    batches = [_batch(index) for index in range(5)]
+    wanted, wanted_scalars, _ = _train_small(None, batches, make, **execution)
+    found, scalars, step = _train_small(REPLICAS, batches, make, **execution)
+    for ours, theirs in zip(scalars, wanted_scalars, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6)
+    _assert_close(found, wanted)
+    # On JAX several devices always have a compiled step.
+    assert step.engine == ("eager" if BACKEND == "tensorflow" and "engine" in execution else "compiled")
+    assert step.traces == (0 if step.engine == "eager" else execution.get("accumulation", 1))
+
+
+def test_reports_are_of_all_rows():
+    _, scalars, _ = _train_small(REPLICAS, [_batch(0)], lambda: keras.optimizers.SGD(1.0), guard=True)
+    weights, *_ = _train_small(REPLICAS, [_batch(0)], lambda: keras.optimizers.SGD(1.0))
+    moved = [after - before for after, before in zip(weights, _arrays(_small_model().variables), strict=False)]
+    trained = [change for change, variable in zip(moved, _small_model().variables, strict=False) if variable.trainable]
+    assert scalars[0]["gradient_norm"] == pytest.approx(np.sqrt(sum((change**2).sum() for change in trained)), rel=1e-5)
+
+
+def test_own_statistics_are_averaged():
+    batch = _batch(0)
+    found, _, _ = _train_small(REPLICAS, [batch], sync=False)
+    model = _small_model()
+    halves = batch["x"].reshape(2, 4, 3)
+    wanted = {"moving_mean": 0.1 * halves.mean(1).mean(0), "moving_variance": 0.9 + 0.1 * halves.var(1).mean(0)}
+    for variable, value in zip(model.variables, found, strict=False):
+        if variable.name in wanted:
+            np.testing.assert_allclose(value, wanted[variable.name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("row", [0, 7])
+def test_a_bad_number_on_one_device_leaves_the_update_out_on_both(row, accumulation):
+    model, optimizer, step = _small_step(REPLICAS, guard=True, accumulation=accumulation)
+    for index in range(accumulation):
+        step(_batch(index))
+    step.sync()
+    before = _arrays((*model.variables, *optimizer.variables))
+    bad = _batch(5)
+    bad["y"][row] = np.nan
+    scalars = [step(bad) for _ in range(accumulation)]
+    step.sync()
+    assert [float(entry["skipped"]) for entry in scalars] == [0.0] * (accumulation - 1) + [1.0]
+    for found, wanted in zip(_arrays((*model.variables, *optimizer.variables)), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    good = [step(_batch(6)) for _ in range(accumulation)][-1]
+    step.close()
+    assert float(good["skipped"]) == 0 and np.isfinite(_arrays(model.variables)[0]).all()
+    assert not np.array_equal(_arrays(model.variables)[0], before[0])
+
+
+def test_an_overflow_on_one_device_halves_the_scale_once(half_precision):
+    model, optimizer, step = _small_step(REPLICAS)
+    before = _arrays(model.variables)
+    batch = _batch(0)
+    batch["y"][7] = 1e5
+    step(batch)
+    step.close()
+    assert float(keras.ops.convert_to_numpy(step.loss_scale.scale)) == 2.0**14
+    for found, wanted in zip(_arrays(model.variables), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_state_goes_on_to_the_bit():
+    batches = [_batch(index) for index in range(6)]
+    wanted, wanted_scalars, _ = _train_small(REPLICAS, batches, accumulation=3, guard=True)
+    model, optimizer, step = _small_step(REPLICAS, accumulation=3, guard=True)
+    for batch in batches[:4]:
+        step(batch)
+    state, weights = step.state(), _arrays((*model.variables, *optimizer.variables))
+    step.close()
+    assert state["accumulated"] == 1 and state["gradient_sum_0"].shape[0] == 1
+    model, optimizer, step = _small_step(REPLICAS, accumulation=3, guard=True)
+    for variable, value in zip((*model.variables, *optimizer.variables), weights, strict=True):
+        variable.assign(value)
+    step.restore(state)
+    scalars = [{name: float(value) for name, value in step(batch).items()} for batch in batches[4:]]
+    step.close()
+    assert scalars == wanted_scalars[4:]
+    for found, value in zip(_arrays((*model.variables, *optimizer.variables)), wanted, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+
+def test_the_same_run_gives_the_same_bits():
+    runs = [_train_small(REPLICAS, [_batch(index) for index in range(4)]) for _ in range(2)]
+    for one, other in zip(runs[0][0], runs[1][0], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert runs[0][1] == runs[1][1]
+
+
+def test_copies_of_the_weights_stay_equal():
+    model, _, step = _small_step(REPLICAS)
+    for index in range(3):
+        step(_batch(index))
+    if BACKEND == "tensorflow":
+        copies = [[part.numpy() for part in v.value.values] for v in model.variables]
+    else:
+        copies = [[np.asarray(shard.data) for shard in value.addressable_shards] for value in step._state]
+    step.close()
+    assert all(len(parts) == 2 for parts in copies)
+    for first, second in copies:
+        np.testing.assert_array_equal(first, second)
+
+
+def test_evaluation_and_detection_are_those_of_one_device():
+    with _scope(REPLICAS):
+        model = _small_model()
+    other, both = _small_model(), Execution(replicas=REPLICAS)
+    steps = [(build_eval_step(network, {}, 0.1, execution=execution), build_detect_step(
+        network, lambda outputs: {"twice": outputs["prediction"] * 2}, execution))
+        for network, execution in ((model, both), (other, Execution()))]
+    for scale in (1.0, 3.0):
+        for network in (model, other):
+            network.get_layer("dense").set_weights([np.full((3, 1), scale), np.zeros(1)])
+        found, wanted = ({name: float(value) for name, value in evaluate(_batch(0)).items()} for evaluate, _ in steps)
+        assert found == pytest.approx(wanted, rel=1e-5)
+        found, wanted = (keras.ops.convert_to_numpy(detect(_batch(0))["twice"]) for _, detect in steps)
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_an_error():
+    _, _, step = _small_step(REPLICAS)
+    with pytest.raises(ValueError, match="batch of 5 images cannot be shared out evenly to 2 devices"):
+        step(Batches(5).batch(0))
+
+
+def test_too_few_devices_are_an_error():
+    config = TwoDevices()
+    config.GPU_COUNT = 3
+    with pytest.raises(ValueError, match="GPU_COUNT: found 3 on a machine, expected at most 2"):
+        importlib.import_module(f"kmrcnn.engine.{BACKEND}_replicas").make(config)
+    config.GPU_COUNT = 1
+    assert importlib.import_module(f"kmrcnn.engine.{BACKEND}_replicas").make(config) is None
+
+
+def test_replicas_are_one_process():
+    assert (REPLICAS.rank, REPLICAS.count, REPLICAS.is_main, REPLICAS.shard) == (0, 2, True, (0, 1))
+    assert REPLICAS.spread([1, 2, 3], lambda items: [item * 2 for item in items]) == [2, 4, 6]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a strategy's variables")
+def test_optimizers_are_taken_over_into_the_scope():
+    given = keras.optimizers.AdamW(0.05)
+    given.exclude_from_weight_decay(var_names=["bias"])
+    given.iterations.assign(7)
+    with REPLICAS.scope():
+        model = _small_model()
+    with pytest.raises(ValueError, match=r"replicas.scope\(\)"):
+        build_train_step(model, keras.optimizers.SGD(0.1), {}, 0.0, execution=Execution(replicas=REPLICAS))
+    shared = REPLICAS.adopt(given)
+    assert REPLICAS.adopt(shared) is shared and shared is not given
+    assert int(_arrays([shared.iterations])[0]) == 7
+    assert shared._exclude_from_weight_decay_pattern == given._exclude_from_weight_decay_pattern
+    with REPLICAS.scope():
+        step = build_train_step(model, shared, {}, 0.0, execution=Execution(replicas=REPLICAS))
+    step(_batch(0))
+    step.close()
+    assert int(_arrays([shared.iterations])[0]) == 8
