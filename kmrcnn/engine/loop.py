@@ -221,7 +221,10 @@ class _Run:
         """
         if self._replicas:
             self._replicas.beat()
-        stop, due = self._agreed(self.signals.received is not None, due, vote)
+        whole = self._train_step.accumulated == 0  # nothing to save of a round of accumulated batches
+        if not whole and not hasattr(self._train_step, "state"):
+            return
+        stop, due = self._agreed(self.signals.received is not None, due and whole, vote)
         if stop or due:
             self._save()
         if stop:
