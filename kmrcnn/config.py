@@ -216,6 +216,12 @@ class Config:
     COMPAT_TRAINING = False  # True restores Matterport's training defects
     SEED = 0
 
+    # --- checkpoints and guards, see docs/training.md
+    CHECKPOINT_MINUTES = 10.0  # between checkpoints inside an epoch; 0: only at its end
+    CHECKPOINT_KEEP = 2  # the newest ones
+    CHECKPOINT_BEST: str | None = None  # a logged value, such as "val_loss", whose best epoch's checkpoint is kept too
+    MAX_SKIPPED_STEPS = 10  # in a row, because of NaN or infinity, until training stops
+
     # --- loader
     LOADER_WORKERS = 2
     LOADER_BACKEND = "auto"  # or "process", "thread"
@@ -325,12 +331,20 @@ class Config:
             key, text = key.strip(), text.strip()
             self.update({key: parse(text, self._default(key))})
 
-    def to_yaml(self, path: str | os.PathLike) -> None:
-        """Write every setting to a YAML file whose keys are the attribute names."""
+    def to_text(self) -> str:
+        """Every setting as YAML.
+
+        Raises:
+            ValueError: a setting cannot be written, such as a function inside another one.
+        """
         import yaml
 
         values = {key: plain(key, value) for key, value in self.to_dict().items()}
-        text = yaml.safe_dump(values, default_flow_style=None, sort_keys=True)
+        return yaml.safe_dump(values, default_flow_style=None, sort_keys=True)
+
+    def to_yaml(self, path: str | os.PathLike) -> None:
+        """Write every setting to a YAML file whose keys are the attribute names."""
+        text = self.to_text()
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
 

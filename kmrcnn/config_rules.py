@@ -95,6 +95,11 @@ def _scales(key: str, value: Any) -> None:
         _numbers(None, 1)(key, scale if isinstance(scale, list | tuple | np.ndarray) else [scale])
 
 
+def _name(key: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        fail(key, value, 'None or the name of a logged value, such as "val_loss"')
+
+
 def _function(key: str, value: Any) -> None:
     if not callable(value):
         fail(key, value, "a callable or None")
@@ -122,7 +127,7 @@ _COUNTS = (
     "GN_GROUPS", "RPN_ANCHOR_STRIDE", "RPN_TRAIN_ANCHORS_PER_IMAGE",
     "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
-    "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT",
+    "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT", "CHECKPOINT_KEEP", "MAX_SKIPPED_STEPS",
 )  # fmt: skip
 _COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS", "BOX_HEAD_CONVS",
                    "MASK_HEAD_CONVS")
@@ -131,7 +136,7 @@ _FRACTIONS = (
     "RPN_POSITIVE_RATIO", "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM", "RPN_ANCHOR_OFFSET",
 )  # fmt: skip
 _NOT_NEGATIVE = ("BN_EPSILON", "LEARNING_RATE", "WEIGHT_DECAY", "BOX_OFFSET", "RPN_MIN_SIZE", "DETECTION_MIN_SIZE",
-                 "RPN_BBOX_LOSS_BETA", "BBOX_LOSS_BETA")
+                 "RPN_BBOX_LOSS_BETA", "BBOX_LOSS_BETA", "CHECKPOINT_MINUTES")
 _SWITCHES = (
     "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
     "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
@@ -186,6 +191,7 @@ RULES: dict[str, Rule] = {
     "LOSS_DENOMINATOR": _choice("count", "fixed", "sampled"),
     "ENGINE": _choice("auto", "graph", "compiled", "traced", "eager"),
     "PRECISION": _choice(None, "float32", "bfloat16", "float16"),
+    "CHECKPOINT_BEST": _optional(_name),
     "LOADER_BACKEND": _choice("auto", "process", "thread"),
 }
 

@@ -29,10 +29,14 @@ from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data
 from kmrcnn.detection import Detector, Result, unmold
 from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.guards import Guard
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
+from kmrcnn.engine.resume import Resumption, describe
+from kmrcnn.engine.run import Run
+from kmrcnn.engine.run_state import Stage, restore_optimizer
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
 from kmrcnn.graphs import *  # noqa: F403
@@ -139,23 +143,27 @@ class MaskRCNN:
         Raises:
             FileNotFoundError: there is no such run or checkpoint under model_dir.
         """
-        pattern = re.compile(re.escape(self.config.NAME.lower()) + r"\d{8}T\d{4}")
-        entries = sorted(os.listdir(self.model_dir)) if os.path.isdir(self.model_dir) else []
-        runs = [os.path.join(self.model_dir, entry) for entry in entries if pattern.fullmatch(entry)]
-        runs = [run for run in runs if os.path.isdir(run)]
+        runs = self._runs()
         if not runs:
             raise FileNotFoundError(errno.ENOENT, f"Could not find model directory under {self.model_dir}")
         for run in reversed(runs):
-            checkpoints = sorted(f for f in os.listdir(run) if f.startswith("mask_rcnn") and f.endswith(".h5"))
-            if checkpoints:
-                return os.path.join(run, checkpoints[-1])
+            files = weight_files(run)
+            if files:
+                return files[-1]
         raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
+
+    def _runs(self) -> list[str]:
+        """Folders of this NAME's runs, oldest first."""
+        pattern = re.compile(re.escape(self.config.NAME.lower()) + r"\d{8}T\d{4}")
+        entries = sorted(os.listdir(self.model_dir)) if os.path.isdir(self.model_dir) else []
+        runs = [os.path.join(self.model_dir, entry) for entry in entries if pattern.fullmatch(entry)]
+        return [run for run in runs if os.path.isdir(run)]
 
     def load_weights(self, filepath: str | os.PathLike, by_name: bool = False,
                      exclude: str | Collection[str] | None = None, *,
                      keep_classes: Sequence[int | None] | None = None, inflate_input: bool = False,
-                     flip_input: bool | None = None) -> LoadReport | None:
-        """Load weights; a checkpoint of this config's own run also sets `epoch` and `log_dir`, so `train` resumes it.
+                     flip_input: bool | None = None, resume: bool = True) -> LoadReport | None:
+        """Load weights; those of a run of this NAME under model_dir also set `epoch` and `log_dir`, see `set_log_dir`.
 
         The format is recognised by what the file holds: Matterport's h5, pytorch-mask-rcnn, torchvision, Detectron,
         Detectron.pytorch, maskrcnn-benchmark, detectron2, liangheming/maskrcnn; ImageNet networks of Keras,
@@ -170,6 +178,7 @@ class MaskRCNN:
                 it as it is; see `kmrcnn.importers.match_classes`.
             inflate_input: spread the first convolution over another number of image channels, its sum kept.
             flip_input: turn the channels of the first convolution round (BGR to RGB); by default as the format needs.
+            resume: False takes the weights alone: training begins a new run at epoch 0.
 
         Returns:
             What was loaded and what not; None for a `.weights.h5` file.
@@ -194,7 +203,7 @@ class MaskRCNN:
             unset = (*report.missing, *report.excluded)
             warnings.warn(f"{filepath} left {len(unset)} weights at random values, for instance {unset[0]}: "
                           "detections will be wrong.", stacklevel=2)
-        self.set_log_dir(filepath)
+        self.set_log_dir(filepath if resume else None)
         return report
 
     def save_weights(self, filepath: str | os.PathLike) -> None:
@@ -210,16 +219,16 @@ class MaskRCNN:
         return keras.utils.get_file(_IMAGENET_FILE, _IMAGENET_URL, cache_subdir="models", file_hash=_IMAGENET_MD5)
 
     def set_log_dir(self, model_path: str | os.PathLike | None = None) -> None:
-        """Set log_dir, checkpoint_path and epoch: those of `model_path` if it is a checkpoint of a run with this
-        config's NAME, otherwise those of a new run starting now."""
+        """Set log_dir, checkpoint_path and epoch: those of `model_path` if it is a weight file of a run under model_dir
+        with this config's NAME, otherwise those of a new run starting now."""
         name = self.config.NAME.lower()
-        folder, self.epoch = f"{name}{datetime.datetime.now():%Y%m%dT%H%M}", 0
-        self.log_dir = os.path.join(self.model_dir, folder)
+        folder, self.epoch, self._run = f"{name}{datetime.datetime.now():%Y%m%dT%H%M}", 0, Run()
+        self._use_folder(os.path.join(self.model_dir, folder), own=False)
         match = _CHECKPOINT.match(os.path.abspath(model_path)) if model_path else None
-        if match and re.split(r"[/\\]", match["name"])[-1] == name:
-            self.log_dir, self.epoch = match["name"] + match["date"], int(match["epoch"])
+        if match and os.path.split(match["name"]) == (os.path.abspath(self.model_dir), name):
+            self._use_folder(match["name"] + match["date"], own=True)
+            self.epoch = int(match["epoch"])
             print(f"Re-starting from epoch {self.epoch}")
-        self.checkpoint_path = os.path.join(self.log_dir, f"mask_rcnn_{name}_{{epoch:04d}}.h5")
 
     # ---- training ----
 
@@ -240,8 +249,10 @@ class MaskRCNN:
               layers: str, augmentation: Any = None,
               custom_callbacks: Sequence[keras.callbacks.Callback] | None = None,
               no_augmentation_sources: Collection[str] | None = None, *, workers: int | None = None,
-              verbose: int = 1) -> keras.callbacks.History:
-        """Train, write a checkpoint an epoch, and log losses to CSV and TensorBoard in log_dir.
+              verbose: int = 1, resume: bool = False) -> keras.callbacks.History:
+        """Train, write weights and a checkpoint an epoch, and log losses to CSV and TensorBoard in log_dir.
+
+        docs/training.md says what a checkpoint holds, when more of them are written, and how training ends by a signal.
 
         Args:
             train_dataset, val_dataset: prepared datasets; without the second there is no validation.
@@ -252,37 +263,56 @@ class MaskRCNN:
             custom_callbacks: Keras callbacks.
             workers: loader workers, LOADER_WORKERS by default.
             verbose: 0 silent, 1 progress.
+            resume: go on exactly where the last run of this NAME under model_dir stopped (the run whose weights were
+                loaded, if they were), inside an epoch if it was there; without one, begin. Calls that were finished
+                return at once, so a script that trains in stages can simply be started again.
 
         Returns:
-            Keras' History: means of all losses by epoch, validation's with "val_".
+            Keras' History: means of all losses by epoch, validation's with "val_"; of a resumed call all its epochs.
 
         Raises:
             ValueError: the model is not in training mode, or the datasets do not fit the config.
+            CheckpointError: the run to resume has damaged checkpoints only, or another network.
+            OSError: log_dir cannot be written to.
+            TrainingDiverged: MAX_SKIPPED_STEPS steps in a row were not finite.
+            MemoryError: too little memory, with what to lower.
+            SystemExit, KeyboardInterrupt: after SIGTERM, SIGINT, with the state saved.
         """
         self._require("training")
         for dataset in filter(None, (train_dataset, val_dataset)):
             self.config.validate(num_classes=dataset.num_classes)
+        left = self._find_place(layers, epochs, resume)
+        if left in ("done", "last"):
+            print(f"Nothing left of layers={layers!r}, epochs={epochs}: the run is at epoch {self.epoch}")
+            history = keras.callbacks.History()
+            history.on_train_begin()
+            return history
         self._own_log_dir()
         if verbose:
             print(f"\nStarting at epoch {self.epoch}. LR={learning_rate}\nCheckpoint Path: {self.checkpoint_path}")
+        state = self._run.begin(Stage(layers, epochs, learning_rate, self.epoch), self.log_dir,
+                                self._config_text(), self._keeping(), go_on=left == "go on")
         self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
         optimizer = self._ready_optimizer(learning_rate)
         terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
-        execution = self._execution(epochs)
+        execution = self._execution(state.stages[-1])
         with contextlib.ExitStack() as stack:
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers,
                 no_augmentation_sources=no_augmentation_sources))
             val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
-            return fit(
-                self.keras_model, build_train_step(self.keras_model, optimizer, *terms, execution), train_batches,
-                optimizer=optimizer, epochs=epochs, initial_epoch=self.epoch,
+            step = build_train_step(self.keras_model, optimizer, *terms, execution)
+            guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
+            history = fit(
+                self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
                 eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
                 callbacks=[CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir),
                            *(custom_callbacks or ())],
-                save=self._save_checkpoint, verbose=verbose)
+                save=self._save_checkpoint, verbose=verbose, state=state, guard=guard)
+            self._run.going = True
+            return history
 
     def set_trainable(self, layer_regex: str, keras_model: keras.Model | None = None, indent: int = 0,
                       verbose: int = 1) -> None:
@@ -469,13 +499,75 @@ class MaskRCNN:
         if self.mode != mode:
             raise ValueError(f'Create the model in "{mode}" mode for this; it is in "{self.mode}" mode.')
 
+    def _use_folder(self, folder: str, own: bool) -> None:
+        """Make `folder` the run's; `own` if it is there already and this run goes on in it."""
+        self.log_dir, self._continues = folder, own
+        self.checkpoint_path = os.path.join(folder, f"mask_rcnn_{self.config.NAME.lower()}_{{epoch:04d}}.h5")
+
     def _own_log_dir(self) -> None:
         """Make the log folder; a new run never writes into the folder of another one of the same minute."""
-        while self.epoch == 0 and os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
+        while not self._continues and os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
             name, stamp = self.log_dir[:-13], datetime.datetime.strptime(self.log_dir[-13:], "%Y%m%dT%H%M")
             self.log_dir = f"{name}{stamp + datetime.timedelta(minutes=1):%Y%m%dT%H%M}"
-        self.checkpoint_path = os.path.join(self.log_dir, os.path.basename(self.checkpoint_path))
-        os.makedirs(self.log_dir, exist_ok=True)
+        self._use_folder(self.log_dir, own=True)
+        try:
+            os.makedirs(self.log_dir, exist_ok=True)
+        except OSError as error:
+            raise type(error)(error.errno, f"The run's folder {self.log_dir} cannot be made ({error.strerror}); choose "
+                                           "another model_dir") from error
+
+    def _find_place(self, layers: str, epochs: int, resume: bool) -> str:
+        """What is left of a call of `train`, see `Resumption.place`; looks for the run to resume if there is need."""
+        run = self._run
+        if not resume:
+            run.resumption = None
+            return "new"
+        if run.resumption is None and not run.going:
+            self._attach()
+        if run.resumption is None:
+            return "new"
+        left = run.resumption.place(layers, epochs)
+        if left in ("last", "new") and self._user_optimizer is not None:
+            self._restore_user_optimizer(run.resumption)
+        return left
+
+    def _attach(self) -> None:
+        """Take over the run of this folder, or the newest of this NAME."""
+        runs = self._runs()
+        folder = self.log_dir if self._continues else runs[-1] if runs else None
+        if folder is None:
+            return
+        checkpoint = self._run.attach(folder, self.keras_model, self._config_text())
+        if checkpoint is not None:
+            self._use_folder(folder, own=True)
+            self.epoch = checkpoint.notes["epoch"]
+            print(f"Resuming {folder} at {describe(self._run.resumption.stages, checkpoint.notes)}")
+            return
+        files = weight_files(folder)
+        if files and not self._continues:
+            self.load_weights(files[-1])
+        if files:
+            warnings.warn(f"{folder} has no checkpoint of the whole state: training goes on from weights alone, at "
+                          f"epoch {self.epoch}.", stacklevel=4)
+        self._use_folder(folder, own=True)
+
+    def _restore_user_optimizer(self, resumption: Resumption) -> None:
+        """Bring the user's optimizer to where it was at the end of the last stage, so that the next can use it."""
+        self.set_trainable(LAYER_STAGES.get(resumption.stages[-1].layers, resumption.stages[-1].layers), verbose=0)
+        optimizer = getattr(self._user_optimizer, "inner_optimizer", self._user_optimizer)
+        if not optimizer.built:
+            optimizer.build(self.keras_model.trainable_variables)
+        restore_optimizer(optimizer, resumption.checkpoint)
+
+    def _config_text(self) -> str:
+        try:
+            return self.config.to_text()
+        except ValueError as error:  # a function that has no name to be found by
+            return f"# {error}\n"
+
+    def _keeping(self) -> dict[str, Any]:
+        config = self.config
+        return {"minutes": config.CHECKPOINT_MINUTES, "keep": config.CHECKPOINT_KEEP, "best": config.CHECKPOINT_BEST}
 
     def _ready_optimizer(self, learning_rate: float | None) -> keras.optimizers.Optimizer:
         optimizer = ready_optimizer(self._user_optimizer, self.keras_model, self.config, learning_rate)
@@ -484,15 +576,26 @@ class MaskRCNN:
         self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
         return optimizer
 
-    def _execution(self, epochs: int) -> Execution:
-        config, remaining = self.config, max(0, epochs - self.epoch)
-        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, remaining * config.STEPS_PER_EPOCH,
-                         image_preparation(config))
+    def _execution(self, stage: Stage) -> Execution:
+        # All steps of the stage, also those before a stop: a resumed run must choose the same engine.
+        config, steps = self.config, max(0, stage.epochs - stage.first_epoch) * self.config.STEPS_PER_EPOCH
+        guarded = {"guard": True} if "guard" in Execution.__dataclass_fields__ else {}
+        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), **guarded)
 
     def _save_checkpoint(self, epoch: int) -> None:
         filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")
-        save_model(self.keras_model, filepath, preset=self.config.PRESET)
         self.epoch = epoch
+        try:
+            save_model(self.keras_model, filepath, preset=self.config.PRESET)
+        except (OSError, RuntimeError) as error:  # h5py says RuntimeError when it cannot flush
+            reason = getattr(error, "strerror", None) or error
+            warnings.warn(f"{filepath} could not be written: {reason}. Training goes on.", stacklevel=2)
+
+
+def weight_files(folder: str) -> list[str]:
+    """Paths of a run's weight files, oldest first."""
+    names = sorted(name for name in os.listdir(folder) if name.startswith("mask_rcnn") and name.endswith(".h5"))
+    return [os.path.join(folder, name) for name in names]
 
 
 def _unpadded(array: np.ndarray) -> np.ndarray:

@@ -115,7 +115,8 @@ class WorkerProcess:
 def main(descriptor: int | None = None) -> None:
     """The child: answer calls from stdin until it closes; arrays go through the memory of `descriptor`."""
     memory = None if descriptor is None else SharedMemory(descriptor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes; the parent decides when to end
+        signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what user code prints must not end up between the pickles
     calls = sys.stdin.buffer

@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, validation, callbacks, checkpoints."""
+"""The training loop: epochs of steps, validation, callbacks, checkpoints, an orderly end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any, Protocol
 
 import keras
 
-from kmrcnn.engine.progress import Progress, RunningMean, format_scalars
+from kmrcnn.engine.guards import Guard, TrainingDiverged, explain_memory
+from kmrcnn.engine.meter import Meter
+from kmrcnn.engine.progress import Progress, format_scalars
+from kmrcnn.engine.run_state import RunState
+from kmrcnn.engine.signals import StopSignals
 from kmrcnn.engine.step import TrainStep, on_device
+
+_VOTE = 8  # steps between the votes of several processes on whether to stop or to save
 
 
 class BatchSource(Protocol):
@@ -24,7 +30,8 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
         steps_per_epoch: int, initial_epoch: int = 0, eval_step: Callable[[Mapping], Mapping] | None = None,
         val_batches: BatchSource | None = None, validation_steps: int = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (), save: Callable[[int], None] | None = None,
-        verbose: int = 1) -> keras.callbacks.History:
+        verbose: int = 1, state: RunState | None = None, guard: Guard | None = None,
+        replicas: Any = None) -> keras.callbacks.History:
     """Train a model.
 
     An epoch is `steps_per_epoch` steps; the batches depend on the step's number since epoch 0 only, so a resumed run
@@ -33,98 +40,223 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     With an optimizer that averages weights (`use_ema`) validation judges the raw weights; after the last epoch the
     model gets the averaged ones, before that epoch is saved.
 
+    SIGTERM and SIGINT end training behind the running step, see `StopSignals`.
+
     Args:
         model: the model the callbacks see; `stop_training` on it ends training.
         epochs: number of the last epoch, counted from 1 since the start of all training.
-        initial_epoch: number of epochs done before.
+        initial_epoch: number of epochs done before; with `state`, that decides.
         save: called with the number of every finished epoch, after its callbacks. Skipped, with a warning, if the
             epoch's loss was not finite.
         verbose: 0 silent, 1 progress bar and a line an epoch.
+        state: writes checkpoints: behind every epoch, inside when they are due, and when training ends by a signal or
+            by an error between two steps. Where it was made from one, training goes on there.
+        guard: watches the steps; by default one with its own defaults.
+        replicas: those that train together with this process, see `kmrcnn.engine.execution`.
 
     Returns:
         History with the mean of every scalar for each epoch, "val_" before those of validation.
+
+    Raises:
+        SystemExit, KeyboardInterrupt: after SIGTERM and SIGINT.
+        TrainingDiverged: see `Guard`.
+        MemoryError: a step found too little memory.
     """
     hooks = keras.callbacks.CallbackList(list(callbacks), add_history=True, model=model, epochs=epochs,
                                          steps=steps_per_epoch, verbose=verbose)
-    batches = on_device(train_batches.stream(initial_epoch * steps_per_epoch, epochs * steps_per_epoch), model)
+    evaluate = None
+    if eval_step and val_batches and validation_steps:
+        evaluate = _Evaluation(eval_step, lambda: on_device(val_batches.stream(0, validation_steps), model), hooks)
     model.stop_training = False
-    try:
-        hooks.on_train_begin()
-        for epoch in range(initial_epoch, epochs):
-            start = time.monotonic()
-            hooks.on_epoch_begin(epoch)
-            logs = _train_epoch(model, train_step, batches, steps_per_epoch, hooks,
-                                Progress(f"Epoch {epoch + 1}/{epochs}", steps_per_epoch, verbose > 0))
-            train_step.sync()
-            if eval_step and val_batches and validation_steps:
-                logs |= _validate(eval_step, on_device(val_batches.stream(0, validation_steps), model), hooks)
-            hooks.on_epoch_end(epoch, logs)
-            if verbose:
-                seconds = time.monotonic() - start
-                print(f"Epoch {epoch + 1}/{epochs} - {seconds:.0f}s - {format_scalars(logs)}", flush=True)
-            last = model.stop_training or epoch + 1 == epochs
-            if last:
-                optimizer.finalize_variable_values(model.trainable_variables)
-            _save(save, epoch + 1, logs)
-            if last:
-                break
-    finally:
-        train_step.close()
-        if hasattr(batches, "close"):
-            batches.close()
-    hooks.on_train_end()
-    return model.history
+    run = _Run(model, train_step, optimizer, hooks, epochs, steps_per_epoch, evaluate, save, verbose, state,
+               guard or Guard(), replicas)
+    place = state.place if state else (initial_epoch, 0)
+    with StopSignals() as run.signals:
+        return run.start(train_batches, *place)
 
 
-def _train_epoch(model: keras.Model, train_step: TrainStep, batches: Iterator[Mapping], steps: int,
-                 hooks: keras.callbacks.CallbackList, progress: Progress) -> dict[str, float]:
-    """Run one epoch's steps, fewer if a callback sets `stop_training`. Returns the means."""
-    means = RunningMean()
-    begin, end = _overriding(hooks, "begin"), _overriding(hooks, "end")
-    with progress:
-        for index in range(steps):
-            for callback in begin:
-                callback.on_train_batch_begin(index)
-            scalars = _step(train_step, next(batches), progress)
-            means.add(scalars)
-            if end:
-                logs = DeviceLogs(scalars)
-                for callback in end:
-                    callback.on_train_batch_end(index, logs)
-            progress.step(means)
-            if model.stop_training:
-                break
-        return means.read()
+class _Evaluation:
+    """Validation: the means of a step over the same batches every time."""
+
+    def __init__(self, step: Callable[[Mapping], Mapping], batches: Callable[[], Iterable[Mapping]],
+                 hooks: keras.callbacks.CallbackList):
+        self._step, self._batches, self._hooks = step, batches, hooks
+
+    def __call__(self, between: Callable[[], None]) -> dict[str, float]:
+        """The means, with "val_" before their names. `between` is called behind every batch."""
+        meter = Meter()
+        self._hooks.on_test_begin()
+        for number, batch in enumerate(self._batches()):
+            meter.note(number, self._step(batch))
+            between()
+        logs = meter.read()
+        self._hooks.on_test_end(logs)
+        return {f"val_{name}": value for name, value in logs.items()}
 
 
-def _step(train_step: TrainStep, batch: Mapping, progress: Progress) -> Mapping:
-    """One step. Says how long it took to get ready for batches of a new shape."""
-    start, traces = time.monotonic(), train_step.traces
-    scalars = train_step(batch)
-    if train_step.traces > traces:
-        progress.note(f"Ready for batches of this shape after {time.monotonic() - start:.1f} s "
-                      f"(engine: {train_step.engine})")
-    return scalars
+class _Run:
+    """One call of `fit`.
 
+    `_intact`: whether model, optimizer and callbacks stand at the place that `_place` says, so that they can be saved.
+    `_lost`: whether the last epoch's loss was not finite.
+    """
 
-def _validate(eval_step: Callable[[Mapping], Mapping], batches: Iterable[Mapping],
-              hooks: keras.callbacks.CallbackList) -> dict[str, float]:
-    means = RunningMean()
-    hooks.on_test_begin()
-    for batch in batches:
-        means.add(eval_step(batch))
-    logs = means.read()
-    hooks.on_test_end(logs)
-    return {f"val_{name}": value for name, value in logs.items()}
+    signals: StopSignals
 
+    def __init__(self, model, train_step, optimizer, hooks, epochs, steps, evaluate, save, verbose, state, guard,
+                 replicas):
+        self._model, self._train_step, self._optimizer, self._hooks = model, train_step, optimizer, hooks
+        self._epochs, self._steps, self._evaluate, self._save_weights = epochs, steps, evaluate, save
+        self._verbose, self._state, self._replicas = verbose, state, replicas
+        self._begin, self._end = _overriding(hooks, "begin"), _overriding(hooks, "end")
+        self._meter = Meter(guard)
+        self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
 
-def _save(save: Callable[[int], None] | None, epoch: int, logs: Mapping[str, float]) -> None:
-    if save is None:
-        return
-    if math.isfinite(logs["loss"]):
-        save(epoch)
-    else:
-        warnings.warn(f"the loss of epoch {epoch} is {logs['loss']}: no checkpoint is written for it.", stacklevel=3)
+    def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
+        """Train from a place on."""
+        stream = source.stream(epoch * self._steps + step, self._epochs * self._steps)
+        batches = on_device(self._meter.noting(stream), self._model)
+        try:
+            self._hooks.on_train_begin()
+            if step:  # the epoch has begun before; whatever its callbacks do now is undone by the restored state
+                self._hooks.on_epoch_begin(epoch)
+            if self._state:
+                self._state.restore(self._model, self._optimizer, self._train_step, self._hooks.callbacks,
+                                    self._meter.means)
+            for number in range(epoch, self._epochs):
+                if self._epoch(batches, number, step):
+                    break
+                step = 0
+        except BaseException as error:
+            self._rescue(error)
+            raise
+        finally:
+            self._train_step.close()
+            if self._replicas:
+                self._replicas.rest()
+            if hasattr(batches, "close"):
+                batches.close()
+        self._hooks.on_train_end()
+        return self._model.history
+
+    def _epoch(self, batches: Iterator[Mapping], epoch: int, done: int) -> bool:
+        """One epoch, of which `done` steps were done before. Returns whether it is the last."""
+        start = time.monotonic()
+        if not done:
+            self._hooks.on_epoch_begin(epoch)
+        self._place, self._intact = (epoch, done), True
+        self._stop_if_asked(vote=True)
+        self._train(batches, epoch, done)
+        logs = self._meter.read()
+        self._train_step.sync()
+        if self._evaluate:
+            logs |= self._evaluate(self._stop_if_asked)
+        self._intact = False
+        self._hooks.on_epoch_end(epoch, logs)
+        if self._verbose:
+            print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
+                  flush=True)
+        last = self._model.stop_training or epoch + 1 == self._epochs
+        if last:
+            self._optimizer.finalize_variable_values(self._model.trainable_variables)
+        self._finish(epoch + 1, logs, last)
+        return last
+
+    def _train(self, batches: Iterator[Mapping], epoch: int, done: int) -> None:
+        """An epoch's steps, fewer if a callback sets `stop_training`."""
+        with Progress(f"Epoch {epoch + 1}/{self._epochs}", self._steps, self._verbose > 0, done) as progress:
+            for index in range(done, self._steps):
+                for callback in self._begin:
+                    callback.on_train_batch_begin(index)
+                batch = next(batches)
+                scalars = self._step(batch, progress)
+                self._meter.note(epoch * self._steps + index, scalars, self._train_step.accumulated == 0)
+                if self._end:
+                    logs = DeviceLogs(scalars)
+                    for callback in self._end:
+                        callback.on_train_batch_end(index, logs)
+                self._place, self._intact = (epoch, index + 1), True
+                progress.step(self._meter.means)
+                if self._model.stop_training:
+                    break
+                self._stop_if_asked(due=bool(self._state and self._state.due()))
+
+    def _step(self, batch: Mapping, progress: Progress) -> Mapping:
+        """One step. Says how long it took to get ready for batches of a new shape."""
+        start, traces = time.monotonic(), self._train_step.traces
+        self._intact = False
+        try:
+            scalars = self._train_step(batch)
+        except Exception as error:
+            advice = explain_memory(error)
+            if advice is None:
+                raise
+            raise MemoryError(advice) from error
+        if self._train_step.traces > traces:
+            progress.note(f"Ready for batches of this shape after {time.monotonic() - start:.1f} s "
+                          f"(engine: {self._train_step.engine})")
+        return scalars
+
+    # ---- checkpoints and the end ----
+
+    def _finish(self, epoch: int, logs: Mapping[str, float], last: bool) -> None:
+        """Save a finished epoch, and stop if asked."""
+        self._meter.clear()
+        self._place = (epoch, 0)
+        loss = logs.get("loss", math.nan)
+        self._lost = not math.isfinite(loss)
+        if self._lost and (self._save_weights or self._state):
+            warnings.warn(f"the loss of epoch {epoch} is {loss}: no checkpoint is written for it.", stacklevel=2)
+        if self._save_weights and not self._lost:
+            self._save_weights(epoch)
+        self._save(finished=last, logs=logs)
+        self._intact = True
+        self._stop_if_asked(vote=True)
+
+    def _stop_if_asked(self, due: bool = False, vote: bool = False) -> None:
+        """End with a checkpoint if a signal asks for it; write one if it is due.
+
+        Args:
+            vote: several processes ask each other now, instead of now and then.
+        """
+        if self._replicas:
+            self._replicas.beat()
+        whole = self._train_step.accumulated == 0  # nothing to save of a round of accumulated batches
+        if not whole and not hasattr(self._train_step, "state"):
+            return
+        stop, due = self._agreed(self.signals.received is not None, due and whole, vote)
+        if stop or due:
+            self._save()
+        if stop:
+            self.signals.leave()
+
+    def _agreed(self, stop: bool, due: bool, vote: bool) -> tuple[bool, bool]:
+        """What any process wants, in all of them at the same step."""
+        if self._replicas is None or self._replicas.shard[1] == 1:
+            return stop, due
+        self._since_vote += 1
+        if self._since_vote < _VOTE and not vote:
+            return False, False
+        self._since_vote = 0
+        votes = self._replicas.total(keras.ops.convert_to_tensor([float(stop), float(due)]))
+        return tuple(bool(vote) for vote in keras.ops.convert_to_numpy(votes))
+
+    def _save(self, **about) -> None:
+        """Write the state, unless the weights are lost to NaN."""
+        if self._state is None:
+            return
+        if not self._lost and math.isfinite(self._meter.read().get("loss", 0.0)):
+            self._state.save(*self._place, self._model, self._optimizer, self._train_step, self._hooks.callbacks,
+                             self._meter.means, **about)
+
+    def _rescue(self, error: BaseException) -> None:
+        """Save what an error leaves whole. Other processes may not be there to take part."""
+        alone = self._replicas is None or self._replicas.shard[1] == 1
+        if self._intact and alone and not isinstance(error, TrainingDiverged):
+            try:
+                self._save()
+            except Exception as second:  # the first error is the one to see
+                warnings.warn(f"No checkpoint could be written behind the error: {second}", stacklevel=2)
 
 
 def _overriding(hooks: keras.callbacks.CallbackList, when: str) -> list[keras.callbacks.Callback]:

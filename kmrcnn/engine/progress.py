@@ -14,29 +14,38 @@ _FILE_INTERVAL = 30.0
 
 
 class RunningMean:
-    """Mean of scalars that stay on the device until they are read."""
+    """Means of scalars, each over the steps that had it."""
 
     def __init__(self) -> None:
-        self._sums: dict = {}
-        self._count = 0
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
 
-    def add(self, scalars: Mapping) -> None:
-        """Add one step's scalars without waiting for them."""
-        self._sums = {name: self._sums[name] + value if self._count else value for name, value in scalars.items()}
-        self._count += 1
+    def add(self, scalars: Mapping[str, float]) -> None:
+        """Add one step's scalars."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def read(self) -> dict[str, float]:
-        """The means so far, as floats. Waits for the device."""
-        return {name: float(value) / self._count for name, value in self._sums.items()}
+        """The means so far."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def state(self) -> dict[str, dict]:
+        """What `restore` takes, in JSON's types; floats come back exactly."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def restore(self, state: Mapping[str, Mapping]) -> None:
+        """Go on from `state`."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 class Progress:
-    """A tqdm bar over the steps of one epoch. Use as a context manager."""
+    """A tqdm bar over the steps of one epoch, the first `done` of which were done before. Use as a context manager."""
 
-    def __init__(self, title: str, steps: int, enabled: bool):
+    def __init__(self, title: str, steps: int, enabled: bool, done: int = 0):
         self._interval = _TERMINAL_INTERVAL if sys.stderr.isatty() else _FILE_INTERVAL
-        self._bar = tqdm(total=steps, desc=title, disable=not enabled, mininterval=0, miniters=0, leave=False,
-                         delay=self._interval, dynamic_ncols=True)
+        self._bar = tqdm(total=steps, initial=done, desc=title, disable=not enabled, mininterval=0, miniters=0,
+                         leave=False, delay=self._interval, dynamic_ncols=True)
         self._pending = 0
         self._due = time.monotonic() + self._interval
 

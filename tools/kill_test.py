@@ -1,0 +1,202 @@
+"""Kill a training run again and again, resume it, and compare its weights with those of a run that was left alone.
+
+    python tools/kill_test.py                      # 20 kills, a few minutes on one CPU core
+    python tools/kill_test.py --kills=2 --devices=2
+
+The run: a small network on generated shapes with augmentation, two loader workers, momentum, accumulated gradients and
+two stages (heads, then all). Kills are SIGKILL at times drawn uniformly over what is left of the run's wall time; some
+wait for the middle of an epoch or for a checkpoint that is being written. Exit status 0: all weights are equal in every
+bit, and every checkpoint that was there after a kill could be read or was recognised as half-written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "kill"
+WRITING = "writing"  # a file that is there while a checkpoint is written
+
+
+def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> None:
+    """The training script: the same one every time, with resume=True."""
+    sys.path.insert(0, str(ROOT))
+    import kmrcnn  # noqa: F401  (chooses the backend)
+
+    # isort: split
+    import keras
+
+    from kmrcnn.data import Compose, HorizontalFlip, Rotate90, ShapesDataset
+    from kmrcnn.engine import keeper
+    from kmrcnn.model import MaskRCNN
+    from tests.tiny import TinyConfig
+
+    write = keeper.write_checkpoint
+
+    def announced(*arguments):
+        (folder / WRITING).touch()
+        write(*arguments)
+        (folder / WRITING).unlink()
+
+    keeper.write_checkpoint = announced
+    if slow:  # gives the killer time to hit
+        flush = os.fsync
+        os.fsync = lambda handle: (time.sleep(0.02), flush(handle))[1]
+
+    config = TinyConfig()
+    config.update({"NAME": NAME, "STEPS_PER_EPOCH": steps, "LOADER_WORKERS": 2, "GRADIENT_ACCUMULATION": 2,
+                   "CHECKPOINT_MINUTES": 0.02, "GPU_COUNT": devices, "IMAGES_PER_GPU": 2 // devices,
+                   "TRAIN_BN": None, "APPEND_GT_TO_ROIS": True})
+    dataset = ShapesDataset()
+    dataset.load_shapes(24, 64, 64)
+    dataset.prepare()
+    model = MaskRCNN("training", config, folder / "logs")
+    for layers, last in (("heads", epochs // 2), ("all", epochs)):
+        model.train(dataset, None, 1e-3, last, layers, augmentation=Compose([HorizontalFlip(0.5), Rotate90(0.5)]),
+                    custom_callbacks=[keras.callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.7)],
+                    verbose=0, resume=True)
+    model.save_weights(folder / "final.h5")
+
+
+def start(folder: Path, args: argparse.Namespace, slow: bool = False) -> subprocess.Popen:
+    """The child, in a process group of its own with its workers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, __file__, "--child", str(folder), f"--devices={args.devices}",
+               f"--epochs={args.epochs}", f"--steps={args.steps}", *(["--slow"] if slow else [])]
+    with open(folder / "output.txt", "a") as output:
+        return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL to the child and everything it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def place(folder: Path) -> tuple[str, list[str]]:
+    """(the last good checkpoint, what is damaged); no checkpoint that has its final name may be damaged."""
+    from kmrcnn.engine.checkpoint import CheckpointError, list_checkpoints, read_checkpoint
+
+    good, bad = "-", []
+    for run in (folder / "logs").glob(f"{NAME}2*"):
+        for path in reversed(list_checkpoints(run / "state")):
+            try:
+                read_checkpoint(path)
+                good = os.path.basename(path)
+            except CheckpointError as error:
+                bad.append(str(error))
+    return good, bad
+
+
+def half_written(folder: Path) -> bool:
+    """Whether a checkpoint without its name lies there."""
+    return any((folder / "logs").glob(f"{NAME}2*/state/.*.tmp"))
+
+
+def wait(process: subprocess.Popen, seconds: float, until=lambda: False) -> bool:
+    """Wait for a time or an event. Returns whether the child still runs."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end and not until():
+        time.sleep(0.002)
+    return process.poll() is None
+
+
+def kill_again_and_again(folder: Path, args: argparse.Namespace, wall: float, ready: float) -> list[dict]:
+    """Run, kill and resume; returns a row a kill. `ready`: seconds until the child makes steps."""
+    draw, rows = random.Random(args.seed), []
+    aims = ["write"] * max(1, args.kills // 5) + ["epoch"] * max(1, args.kills // 4)
+    aims = (aims + ["any"] * args.kills)[: args.kills]
+    draw.shuffle(aims)
+    for number, aim in enumerate(aims, 1):
+        process, begin = start(folder, args, slow=aim == "write"), time.monotonic()
+        share = (wall - ready) / args.kills
+        alive = wait(process, draw.uniform(0.0 if aim == "any" else ready, ready + 2 * share))
+        if alive and aim == "write":
+            alive = wait(process, 60, (folder / WRITING).exists)
+            alive = alive and wait(process, draw.uniform(0, 0.1))
+        if not alive:
+            rows.append({"kill": number, "aim": aim, "seconds": time.monotonic() - begin, "hit": "ended before"})
+            break
+        kill(process)
+        good, bad = place(folder)
+        hit = "write" if half_written(folder) else "epoch" if good.split("-")[-1].strip("0") else "any"
+        rows.append({"kill": number, "aim": aim, "seconds": time.monotonic() - begin, "hit": hit, "good": good,
+                     "bad": bad})
+        (folder / WRITING).unlink(missing_ok=True)
+        print(f"{number:4d}  {aim:6s} {rows[-1]['seconds']:7.1f} s  hit {hit:6s} last good {good} "
+              f"{'DAMAGED: ' + '; '.join(bad) if bad else ''}", flush=True)
+    return rows
+
+
+def finish(folder: Path, args: argparse.Namespace) -> float:
+    """Run the child to its end; returns the seconds it took."""
+    begin = time.monotonic()
+    if start(folder, args).wait() != 0:
+        raise SystemExit(f"the run failed:\n{(folder / 'output.txt').read_text()[-3000:]}")
+    return time.monotonic() - begin
+
+
+def compare(first: Path, second: Path) -> list[str]:
+    """Names of the weights that differ."""
+    import h5py
+
+    names: list[str] = []
+    with h5py.File(first) as left, h5py.File(second) as right:
+        def look(name: str, item) -> None:
+            if isinstance(item, h5py.Dataset) and item[()].tobytes() != right[name][()].tobytes():
+                names.append(name)
+
+        left.visititems(look)
+    return names
+
+
+def main() -> None:
+    """Command line; see the top of this file."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--kills", type=int, default=20)
+    arguments.add_argument("--devices", type=int, choices=(1, 2), default=1)
+    arguments.add_argument("--epochs", type=int, default=10, help="of both stages together (default: %(default)s)")
+    arguments.add_argument("--steps", type=int, default=30, help="of an epoch (default: %(default)s)")
+    arguments.add_argument("--seed", type=int, default=0, help="of the times of the kills")
+    arguments.add_argument("--folder", type=Path, help="(default: a temporary one)")
+    arguments.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
+    args = arguments.parse_args()
+    if args.child:
+        child(args.child, args.devices, args.epochs, args.steps, args.slow)
+        return
+    sys.path.insert(0, str(ROOT))
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as temporary:
+        sys.exit(prove(args.folder or Path(temporary), args))
+
+
+def prove(folder: Path, args: argparse.Namespace) -> int:
+    """Both runs and the comparison. Returns the exit status."""
+    wall = finish(folder / "alone", args)
+    ready = finish(folder / "alone", args)  # finished already: what starting takes
+    print(f"Left alone: {wall:.1f} s, of which {ready:.1f} s to start. Kills:")
+    rows = kill_again_and_again(folder / "killed", args, wall, ready)
+    last = finish(folder / "killed", args)
+    differ = compare(folder / "alone" / "final.h5", folder / "killed" / "final.h5")
+    logs = [next((folder / name / "logs").glob(f"{NAME}2*/log.csv")).read_text() for name in ("alone", "killed")]
+    hits = [row["hit"] for row in rows]
+    damaged = sum(bool(row.get("bad")) for row in rows)
+    print(f"Ended {last:.1f} s after the last start. Kills: {len([hit for hit in hits if hit != 'ended before'])}, "
+          f"resumed inside an epoch: {hits.count('epoch')}, during a write: {hits.count('write')}.")
+    print(f"Weights that differ: {len(differ)} {differ[:3]}. Logs are {'equal' if logs[0] == logs[1] else 'DIFFERENT'}. "
+          f"Damaged checkpoints: {damaged}.")
+    return int(bool(differ or damaged or logs[0] != logs[1]))
+
+
+if __name__ == "__main__":
+    main()
