@@ -167,9 +167,9 @@ def test_detections_equal_the_eager_ones():
     model = build_inference_model(config)
     initialise(model)
     image = np.random.default_rng(0).normal(0, 60, (2, 64, 64, 3)).astype("float32")
+    names = ("mrcnn_detection", "mrcnn_mask")
     for engine in ("eager", "traced"):
-        detect = build_detect_step(
-            model, lambda outputs: {name: outputs[name] for name in ("mrcnn_detection", "mrcnn_mask")}, Execution(engine))
+        detect = build_detect_step(model, lambda outputs: {name: outputs[name] for name in names}, Execution(engine))
         found[engine] = detect({"input_image": image, "input_image_meta": _metas()})
     eager, traced = found["eager"]["mrcnn_detection"].numpy(), found["traced"]["mrcnn_detection"].numpy()
     assert (eager[..., 4] > 0).sum() > 4
