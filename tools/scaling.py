@@ -90,7 +90,8 @@ def table(cluster: Cluster) -> str:
         lines.append(
             f"| {row['gpus']} | {row['batch']} | {row['all_reduce'] * 1e3:.1f} ms, {row['exposed'] * 1e3:.1f} ms | "
             f"{row['step'] * 1e3:.0f} ms | {row['efficiency']:.1%} | {row['rate']:,.0f} | "
-            f"{row['read'] / MB:,.0f} MB/s | {row['cores']:.1f} | {row['epoch']:.0f} s | {row['checkpoint'] / MB:.0f} MB, {row['write']:.2f} s |")
+            f"{row['read'] / MB:,.0f} MB/s | {row['cores']:.1f} | {row['epoch']:.0f} s | "
+            f"{row['checkpoint'] / MB:.0f} MB, {row['write']:.2f} s |")
     return "\n".join(lines)
 
 
