@@ -70,8 +70,10 @@ def _is_pure(node: Node) -> bool:
 
 def _is_shared(schema: torch.FunctionSchema | None) -> bool:
     """Whether all replicas have to do an operation together: it is given their group, by name."""
-    return schema is not None and any(argument.name in ("group", "group_name") and str(argument.type) == "str"
-                                      for argument in schema.arguments)
+    arguments = () if schema is None else schema.arguments
+    # Group norm has a `group`, too, but that is a number.
+    return any(argument.name == "group_name" or (argument.name == "group" and str(argument.type) == "str")
+               for argument in arguments)
 
 
 def _all_known(node: Node, known: set[Node]) -> bool:
