@@ -64,13 +64,16 @@ def extract(graph: GraphModule, wanted: Sequence[Node], arguments: Sequence[Node
 def _is_pure(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    shared = getattr(node.target, "namespace", "") == "_c10d_functional" or "group" in _argument_names(schema)
-    return node.op != "output" and not random and not shared and (schema is None or not schema.is_mutable)
+    return (node.op != "output" and not random and not _is_shared(schema)
+            and (schema is None or not schema.is_mutable))
 
 
-def _argument_names(schema: torch.FunctionSchema | None) -> set[str]:
-    """An argument `group` marks operations that all replicas do together."""
-    return set() if schema is None else {argument.name for argument in schema.arguments}
+def _is_shared(schema: torch.FunctionSchema | None) -> bool:
+    """Whether all replicas have to do an operation together: it is given their group, by name."""
+    arguments = () if schema is None else schema.arguments
+    # Group norm has a `group`, too, but that is a number.
+    return any(argument.name == "group_name" or (argument.name == "group" and str(argument.type) == "str")
+               for argument in arguments)
 
 
 def _all_known(node: Node, known: set[Node]) -> bool:

@@ -18,7 +18,8 @@ from kmrcnn.engine.torch_heartbeat import Heartbeat
 from kmrcnn.ops.torch_collectives import Buckets, all_reduce_sum
 
 TIMEOUT = 600.0  # seconds
-_BUCKET = 25 << 20  # bytes: large enough for the network's full speed, small enough to leave early
+# Bytes of a sum: large enough for the network's full speed, small enough to leave early; gloo works in the cache.
+_BUCKETS = {"cuda": 25 << 20, "cpu": 1 << 20}
 
 
 class TorchReplicas(Replicas):
@@ -49,7 +50,7 @@ class TorchReplicas(Replicas):
 
     def buckets(self, like: Sequence[torch.Tensor]) -> Buckets:
         """What sums lists of tensors like these over the replicas."""
-        return Buckets(like, _BUCKET)
+        return Buckets(like, _BUCKETS[like[0].device.type] if like else 0)
 
     def average(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Means over the replicas; tensors that are not floating point stay this replica's."""
@@ -92,7 +93,8 @@ class TorchReplicas(Replicas):
             self._heartbeat.rest()
 
 
-def join(count: int | None, environment: Mapping[str, str] = os.environ, timeout: float | None = None) -> Replicas | None:
+def join(count: int | None, environment: Mapping[str, str] = os.environ,
+         timeout: float | None = None) -> TorchReplicas | None:
     """The processes that a launcher started together with this one; None if it started none.
 
     A launcher (`kmrcnn.engine.launch`, torchrun) sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The processes find

@@ -66,7 +66,7 @@ def all_cases(cases: dict[str, tuple]) -> dict[str, dict]:
     """`train` of every case, by name. Buckets are so small that there are several."""
     from kmrcnn.engine import torch_replicas
 
-    torch_replicas._BUCKET = 40_000
+    torch_replicas._BUCKETS["cpu"] = 40_000
     return {name: train(*arguments) for name, arguments in cases.items()}
 
 

@@ -47,3 +47,12 @@ def test_sums_start_behind_their_last_gradient_and_are_awaited_at_the_end(limit,
 def test_buckets_hold_the_last_tensors_first_and_one_kind_of_number():
     tensors = [torch.zeros(4), torch.zeros(4), torch.zeros(4, dtype=torch.float64), torch.zeros(100)]
     assert Buckets(tensors, 32)._buckets == [[3], [2], [1, 0]]
+
+
+def test_only_what_replicas_do_together_is_never_computed_beforehand():
+    from kmrcnn.engine.torch_passes import _is_shared
+    from kmrcnn.ops.torch_collectives import start_sum
+
+    together = (torch.ops.kmrcnn.all_reduce_sum.default, start_sum)
+    assert [_is_shared(op._schema) for op in (*together, torch.ops.aten.native_group_norm.default)] == [True, True,
+                                                                                                        False]
