@@ -102,6 +102,7 @@ class Config:
     # How steps run, see kmrcnn.engine: "graph", "compiled", "traced", "eager"; "auto": the fastest that pays
     ENGINE = "auto"
     PRECISION: str | None = None  # "float32", "bfloat16" or "float16" (mixed); None: Keras' own dtype policy
+    DETERMINISTIC = False  # the same run gives the same bits on GPUs too, at some cost, see kmrcnn.engine.determinism
     GRADIENT_ACCUMULATION = 1  # batches whose gradients are averaged for one update of the weights
 
     # --- network

@@ -167,8 +167,10 @@ class TensorFlowReplicas(Alone):
     def broadcast(self, variables: Iterable[keras.Variable]) -> None:
         """See `Replicas`. Within a process the strategy keeps them equal."""
         if self._processes > 1:
-            for variable in variables:
-                variable.assign(self.gather_all(keras.ops.convert_to_numpy(variable))[0])
+            variables = list(variables)
+            own = [keras.ops.convert_to_numpy(variable) for variable in variables] if self.is_main else None
+            for variable, value in zip(variables, self.gather_all(own)[0], strict=True):
+                variable.assign(value)
 
     def gather(self, value: Any) -> list | None:
         parts = self.gather_all(value)
@@ -178,14 +180,20 @@ class TensorFlowReplicas(Alone):
         """Objects of all processes, in order of rank, in every process."""
         if self._processes == 1:
             return [value]
-        own = np.frombuffer(pickle.dumps(value), np.uint8)
+        # As int32, because strategies do not send bytes.
+        own = pickle.dumps(value)
+        own = np.frombuffer(own + bytes(-len(own) % 4), np.int32)
 
         def part(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
             return tf.constant(own if context.replica_id_in_sync_group == self.rank else own[:0])
 
         parts = self.strategy.experimental_distribute_values_from_function(part)
         whole = io.BytesIO(self.strategy.gather(parts, axis=0).numpy().tobytes())
-        return [pickle.load(whole) for _ in range(self._processes)]  # a pickle knows where it ends
+        values = []
+        for _ in range(self._processes):
+            values.append(pickle.load(whole))  # a pickle knows where it ends
+            whole.seek(-whole.tell() % 4, io.SEEK_CUR)
+        return values
 
     def barrier(self) -> None:
         self.gather_all(None)
@@ -206,9 +214,10 @@ def make(config: Any, environment: Mapping[str, str] = os.environ) -> TensorFlow
     if config.GPU_COUNT % processes:
         raise ValueError(f"GPU_COUNT: found {config.GPU_COUNT}, expected a multiple of the {processes} processes that "
                          "TF_CONFIG names")
-    devices = _devices(config.GPU_COUNT // processes)
+    own = config.GPU_COUNT // processes
+    _divide_cpu(own)
     if processes == 1:
-        return TensorFlowReplicas(tf.distribute.MirroredStrategy(devices))
+        return TensorFlowReplicas(tf.distribute.MirroredStrategy(_devices(own)))
     replicas = TensorFlowReplicas(tf.distribute.MultiWorkerMirroredStrategy())
     if replicas.count != config.GPU_COUNT:
         raise ValueError(f"GPU_COUNT: found {config.GPU_COUNT}, expected {replicas.count}: the {processes} processes "
@@ -221,13 +230,16 @@ def _processes(environment: Mapping[str, str]) -> int:
     return max(1, sum(len(cluster.get(kind, ())) for kind in ("chief", "worker")))
 
 
-def _devices(count: int) -> list[str]:
-    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    if kind == "CPU" and count > 1:
-        # Fails where TensorFlow runs already; then what is there counts.
+def _divide_cpu(count: int) -> None:
+    """Make `count` devices of the CPU where there is no GPU; nothing where TensorFlow runs already."""
+    if count > 1 and not tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):
             tf.config.set_logical_device_configuration(
                 tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count)
+
+
+def _devices(count: int) -> list[str]:
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     found = len(tf.config.list_logical_devices(kind))
     if found < count:
         hint = "" if kind == "GPU" else ", which can be divided only before TensorFlow first runs"
