@@ -201,8 +201,8 @@ def prove(folder: Path, args: argparse.Namespace) -> int:
         hits += kill_again_and_again(killed, args, aims, draw, wall, ready)
         print(f"Run {runs} ended {finish(killed, args):.1f} s after its last start.")
         wrong += differences(folder / "alone", killed)
-    print(f"{len(hits)} kills in {runs} runs: {hits.count('epoch')} resumed inside an epoch, {hits.count('write')} while "
-          f"a checkpoint was written, {hits.count('damaged')} left a damaged one.")
+    print(f"{len(hits)} kills in {runs} runs: {hits.count('epoch')} resumed inside an epoch, {hits.count('write')} "
+          f"while a checkpoint was written, {hits.count('damaged')} left a damaged one.")
     print("\n".join(wrong) or "Final weights and logs are equal in every bit.")
     return int(bool(wrong) or "damaged" in hits)
 

@@ -48,8 +48,10 @@ def test_only_updates_have_a_gradient_norm():
     assert "gradient_norm" not in Guard().check(0, GOOD, updated=False)
 
 
-@pytest.mark.parametrize(("zero", "words"), [(("rpn_bbox_loss",), "No anchor was positive.*RPN_ANCHOR_SCALES"),
-                                             (("mrcnn_bbox_loss", "mrcnn_mask_loss"), "No ROI was positive.*class ids")])
+@pytest.mark.parametrize(("zero", "words"), [
+    (("rpn_bbox_loss",), "No anchor was positive.*RPN_ANCHOR_SCALES"),
+    (("mrcnn_bbox_loss", "mrcnn_mask_loss"), "No ROI was positive.*class ids"),
+])
 def test_no_positives_for_long_are_mentioned_once(zero, words, caplog):
     guard, without = Guard(), {**GOOD, **dict.fromkeys(zero, 0.0)}
     with caplog.at_level(logging.WARNING, logger="kmrcnn.engine"):
