@@ -74,7 +74,7 @@ def straight(tmp_path_factory) -> MaskRCNN:
     return _script(tmp_path_factory.mktemp("straight"))
 
 
-# TensorFlow's own sums on a CPU differ in the last bits from run to run, also without a stop; that its state is restored
+# TensorFlow's own sums on a CPU differ in the last bits from run to run, also without a stop. That its state comes back
 # in every bit is tested in tests/engine/test_resume.py.
 EXACT = keras.backend.backend() != "tensorflow"
 
@@ -262,7 +262,7 @@ def test_best_and_number_of_checkpoints_follow_the_config(tmp_path):
 @pytest.mark.once
 def test_killed_twice_and_resumed_the_weights_are_those_of_a_run_left_alone(tmp_path):
     """The short form of tools/kill_test.py."""
-    result = subprocess.run([sys.executable, ROOT / "tools" / "kill_test.py", "--kills=2", "--epochs=2", "--steps=8",
+    result = subprocess.run([sys.executable, ROOT / "tools" / "kill_test.py", "--kills=2", "--epochs=2", "--steps=4",
                              f"--folder={tmp_path}"], capture_output=True, text=True, check=False, cwd=ROOT,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stdout + result.stderr
