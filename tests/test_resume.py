@@ -262,7 +262,7 @@ def test_best_and_number_of_checkpoints_follow_the_config(tmp_path):
 @pytest.mark.once
 def test_killed_twice_and_resumed_the_weights_are_those_of_a_run_left_alone(tmp_path):
     """The short form of tools/kill_test.py."""
-    result = subprocess.run([sys.executable, ROOT / "tools" / "kill_test.py", "--kills=2", "--epochs=2", "--steps=4",
+    result = subprocess.run([sys.executable, ROOT / "tools" / "kill_test.py", "--kills=2", "--epochs=2", "--steps=20",
                              f"--folder={tmp_path}"], capture_output=True, text=True, check=False, cwd=ROOT,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stdout + result.stderr
