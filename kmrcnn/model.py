@@ -249,7 +249,8 @@ class MaskRCNN:
               layers: str, augmentation: Any = None,
               custom_callbacks: Sequence[keras.callbacks.Callback] | None = None,
               no_augmentation_sources: Collection[str] | None = None, *, workers: int | None = None,
-              verbose: int = 1, resume: bool = False) -> keras.callbacks.History:
+              verbose: int = 1,
+              resume: bool | str | os.PathLike = False) -> keras.callbacks.History:
         """Train, write weights and a checkpoint an epoch, and log losses to CSV and TensorBoard in log_dir.
 
         docs/training.md says what a checkpoint holds, when more of them are written, and how training ends by a signal.
@@ -263,9 +264,9 @@ class MaskRCNN:
             custom_callbacks: Keras callbacks.
             workers: loader workers, LOADER_WORKERS by default.
             verbose: 0 silent, 1 progress.
-            resume: go on exactly where the last run of this NAME under model_dir stopped (the run whose weights were
-                loaded, if they were), inside an epoch if it was there; without one, begin. Calls that were finished
-                return at once, so a script that trains in stages can simply be started again.
+            resume: go on exactly where a run stopped, inside an epoch if it was there. True: the run whose weights were
+                loaded, else the newest of this NAME under model_dir, else begin; or a run's folder. Calls that were
+                finished return at once, so a script that trains in stages can simply be started again.
 
         Returns:
             Keras' History: means of all losses by epoch, validation's with "val_"; of a resumed call all its epochs.
@@ -516,27 +517,30 @@ class MaskRCNN:
             raise type(error)(error.errno, f"The run's folder {self.log_dir} cannot be made ({error.strerror}); choose "
                                            "another model_dir") from error
 
-    def _find_place(self, layers: str, epochs: int, resume: bool) -> str:
+    def _find_place(self, layers: str, epochs: int, resume: bool | str | os.PathLike) -> str:
         """What is left of a call of `train`, see `Resumption.place`; looks for the run to resume if there is need."""
         run = self._run
         if not resume:
             run.resumption = None
             return "new"
         if run.resumption is None and not run.going:
-            self._attach()
+            self._attach(None if resume is True else os.fspath(resume))
         if run.resumption is None:
             return "new"
         left = run.resumption.place(layers, epochs)
-        if left in ("last", "new") and self._user_optimizer is not None:
+        if left == "last" and self._user_optimizer is not None:
             self._restore_user_optimizer(run.resumption)
         return left
 
-    def _attach(self) -> None:
-        """Take over the run of this folder, or the newest of this NAME."""
-        runs = self._runs()
-        folder = self.log_dir if self._continues else runs[-1] if runs else None
+    def _attach(self, folder: str | None) -> None:
+        """Take over the run of a folder; None: of this one, or the newest of this NAME if there is one."""
         if folder is None:
-            return
+            runs = self._runs()
+            folder = self.log_dir if self._continues else runs[-1] if runs else None
+            if folder is None:
+                return
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, "Could not find the run to resume", folder)
         checkpoint = self._run.attach(folder, self.keras_model, self._config_text())
         if checkpoint is not None:
             self._use_folder(folder, own=True)

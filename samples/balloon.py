@@ -41,7 +41,7 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train the heads: few photographs, and COCO's features already know balloons."""
     training, validation = load(args, "train"), load(args, "val")
     common.train(model, training, validation, model.config.LEARNING_RATE, args.epochs, args.layers, "sgd",
-                 run={"dataset": args.dataset})
+                 run={"dataset": args.dataset}, resume=common.resumed(args, BalloonConfig.NAME))
 
 
 def color_splash(image: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -90,7 +90,8 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
     flip = None if args.images else HorizontalFlip(0.5)
     for layers, epochs, rate in stages(args, args.lr or model.config.LEARNING_RATE):
-        common.train(model, training, validation, rate, epochs, layers, args.optimizer, flip, run)
+        common.train(model, training, validation, rate, epochs, layers, args.optimizer, flip, run,
+                     common.resumed(args, CocoConfig.NAME))
 
 
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:

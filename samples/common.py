@@ -13,6 +13,8 @@ from PIL import Image
 
 from kmrcnn import Config, Dataset, MaskRCNN
 from kmrcnn.data.download import DownloadError
+from kmrcnn.engine.checkpoint import list_checkpoints
+from kmrcnn.engine.run import STATE_FOLDER
 from kmrcnn.importers import catalogue
 
 # isort: split
@@ -31,8 +33,8 @@ def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("command", choices=commands)
     result.add_argument("--model", "--weights", required=True, metavar="START",
-                        help="coco, imagenet, last (the newest checkpoint in --logs), none, a weight file, or a name "
-                             "of docs/weights.md")
+                        help="coco, imagenet, last (the newest run in --logs; train goes on exactly), none, a weight "
+                             "file, or a name of docs/weights.md")
     result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
     return result
@@ -69,12 +71,22 @@ def fetch(name: str) -> Path:
 
 
 def last_checkpoint(logs: str, name: str) -> Path:
-    """The newest checkpoint of the newest run of `name` that has one."""
+    """The newest weight file of the newest run of `name`; of a run that has none yet, its newest checkpoint."""
     for run in sorted(Path(logs).glob(f"{name}2*"), reverse=True):
-        checkpoints = sorted(run.glob("mask_rcnn_*.h5"))
-        if checkpoints:
-            return checkpoints[-1]
+        found = sorted(run.glob("mask_rcnn_*.h5")) or [*map(Path, reversed(list_checkpoints(run / STATE_FOLDER)))]
+        if found:
+            return found[-1]
     raise SystemExit(f"--model=last: no run of {name!r} with a checkpoint under {logs}")
+
+
+def run_folder(weights: Path) -> Path:
+    """Folder of the run that wrote a weight file or a checkpoint."""
+    return weights.parent.parent if weights.is_dir() else weights.parent
+
+
+def resumed(args: argparse.Namespace, name: str) -> bool | Path:
+    """What `train` takes as `resume`: with --model=last the folder of the run."""
+    return args.model == "last" and run_folder(last_checkpoint(args.logs, name))
 
 
 def recall(weights: Path | None, config_class: type[Config], start: str | None = None) -> tuple[Config, dict]:
@@ -87,7 +99,7 @@ def recall(weights: Path | None, config_class: type[Config], start: str | None =
         config = config_class()
         config.update(published(start).settings)
         return config, {}
-    folder = weights.parent if weights else None
+    folder = run_folder(weights) if weights else None
     if folder is None or not (folder / CONFIG_FILE).exists():
         return config_class(), {}
     return config_class.from_yaml(folder / CONFIG_FILE), yaml.safe_load((folder / RUN_FILE).read_text(encoding="utf-8"))
@@ -104,7 +116,11 @@ def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | N
     """A model with the weights that --model names."""
     if args.model == "imagenet":
         weights = fetch(catalogue.imagenet(config).name)
+    if weights is not None and weights.is_dir() and mode == "inference":
+        raise SystemExit(f"--model=last: {run_folder(weights)} has no finished epoch yet; train --model=last goes on")
     model = MaskRCNN(mode=mode, config=config, model_dir=args.logs)
+    if args.model == "last" and mode == "training":
+        return model  # `train` restores all of the run's state
     if args.model == "imagenet":
         model.load_weights(weights)
     elif is_published(args.model):
@@ -124,7 +140,7 @@ def class_arguments(entry: catalogue.WeightFile, config: Config) -> dict:
 
 
 def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, epochs: int, layers: str,
-          optimizer: str, augmentation=None, run: dict | None = None) -> None:
+          optimizer: str, augmentation=None, run: dict | None = None, resume: bool | Path = False) -> None:
     """Train up to the given epoch, and note configuration, classes and `run` in the run's folder.
 
     Args:
@@ -132,6 +148,7 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, 
             ending with weights averaged over the last steps. The rate of an epoch depends only on its number, so a
             resumed run goes on where it stopped.
         run: arguments that `recall` gives back.
+        resume: see `resumed`.
     """
     notes = {**(run or {}), "classes": list(training.class_names)}
     if "dataset" in notes:
@@ -142,7 +159,8 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, 
             rate, weight_decay=5e-4, global_clipnorm=model.config.GRADIENT_CLIP_NORM, use_ema=True))
         callbacks.append(keras.callbacks.LearningRateScheduler(
             lambda epoch: rate * max(0.02, 0.5 + 0.5 * math.cos(math.pi * epoch / epochs))))
-    model.train(training, validation, rate, epochs, layers, augmentation=augmentation, custom_callbacks=callbacks)
+    model.train(training, validation, rate, epochs, layers, augmentation=augmentation, custom_callbacks=callbacks,
+                resume=resume)
 
 
 def remember(model: MaskRCNN, notes: dict) -> None:

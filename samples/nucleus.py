@@ -102,7 +102,7 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
         stages = [("heads", 20), ("all", args.epochs or 40)]
     for layers, epochs in stages:
         common.train(model, training, validation, model.config.LEARNING_RATE, epochs, layers, args.optimizer,
-                     augmentation, run)
+                     augmentation, run, common.resumed(args, NucleusConfig.NAME))
 
 
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:

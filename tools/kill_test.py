@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "kill"
 WRITING = "writing"  # a file that is there while a checkpoint is written
+BEGUN = "begun"  # a file that is written when the child has started
 
 
 def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> None:
@@ -60,6 +61,7 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
     dataset.load_shapes(24, 64, 64)
     dataset.prepare()
     model = MaskRCNN("training", config, folder / "logs")
+    (folder / BEGUN).touch()
     for layers, last in (("heads", epochs // 2), ("all", epochs)):
         model.train(dataset, None, 1e-3, last, layers, augmentation=Compose([HorizontalFlip(0.5), Rotate90(0.5)]),
                     custom_callbacks=[keras.callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.7)],
@@ -110,31 +112,36 @@ def wait(process: subprocess.Popen, seconds: float, until=lambda: False) -> bool
     return process.poll() is None
 
 
-def kill_again_and_again(folder: Path, args: argparse.Namespace, wall: float, ready: float) -> list[dict]:
-    """Run, kill and resume; returns a row a kill. `ready`: seconds until the child makes steps."""
-    draw, rows = random.Random(args.seed), []
-    aims = ["write"] * max(1, args.kills // 5) + ["epoch"] * max(1, args.kills // 4)
-    aims = (aims + ["any"] * args.kills)[: args.kills]
-    draw.shuffle(aims)
-    for number, aim in enumerate(aims, 1):
-        process, begin = start(folder, args, slow=aim == "write"), time.monotonic()
-        share = (wall - ready) / args.kills
-        alive = wait(process, draw.uniform(0.0 if aim == "any" else ready, ready + 2 * share))
+def kill_again_and_again(folder: Path, args: argparse.Namespace, aims: list[str], draw: random.Random, wall: float,
+                         ready: float) -> list[str]:
+    """Run, kill and resume until the aims or the run are at their end.
+
+    Args:
+        aims: what each kill waits for: "any", "epoch" or "write"; those that were tried are taken out.
+        wall: seconds that the run takes alone. ready: seconds until it makes steps.
+
+    Returns:
+        What each kill hit, "damaged" if a checkpoint with its final name could not be read.
+    """
+    # On average a kill's share of the run, and never all of it.
+    hits, longest = [], (wall - ready) * min(2 / args.kills, 0.6)
+    while aims:
+        aim, begin = aims[0], time.monotonic()
+        process = start(folder, args, slow=aim == "write")
+        alive = wait(process, draw.uniform(0.0 if aim == "any" else ready, ready + longest))
         if alive and aim == "write":
-            alive = wait(process, 60, (folder / WRITING).exists)
-            alive = alive and wait(process, draw.uniform(0, 0.1))
+            (folder / WRITING).unlink(missing_ok=True)
+            alive = wait(process, 60, (folder / WRITING).exists) and wait(process, draw.uniform(0, 0.1))
         if not alive:
-            rows.append({"kill": number, "aim": aim, "seconds": time.monotonic() - begin, "hit": "ended before"})
             break
         kill(process)
         good, bad = place(folder)
-        hit = "write" if half_written(folder) else "epoch" if good.split("-")[-1].strip("0") else "any"
-        rows.append({"kill": number, "aim": aim, "seconds": time.monotonic() - begin, "hit": hit, "good": good,
-                     "bad": bad})
-        (folder / WRITING).unlink(missing_ok=True)
-        print(f"{number:4d}  {aim:6s} {rows[-1]['seconds']:7.1f} s  hit {hit:6s} last good {good} "
-              f"{'DAMAGED: ' + '; '.join(bad) if bad else ''}", flush=True)
-    return rows
+        hits.append("damaged" if bad else "write" if half_written(folder) else
+                    "epoch" if good.split("-")[-1].strip("0") else "other")
+        print(f"{args.kills - len(aims) + 1:5d}  {aim:6s} {time.monotonic() - begin:7.1f} s   {hits[-1]:8s} {good:12s}"
+              f"{'; '.join(bad)}", flush=True)
+        aims.pop(0)
+    return hits
 
 
 def finish(folder: Path, args: argparse.Namespace) -> float:
@@ -181,21 +188,35 @@ def main() -> None:
 
 
 def prove(folder: Path, args: argparse.Namespace) -> int:
-    """Both runs and the comparison. Returns the exit status."""
+    """The run alone, killed runs until there were enough kills, and comparisons. Returns the exit status."""
+    begin = time.time()
     wall = finish(folder / "alone", args)
-    ready = finish(folder / "alone", args)  # finished already: what starting takes
-    print(f"Left alone: {wall:.1f} s, of which {ready:.1f} s to start. Kills:")
-    rows = kill_again_and_again(folder / "killed", args, wall, ready)
-    last = finish(folder / "killed", args)
-    differ = compare(folder / "alone" / "final.h5", folder / "killed" / "final.h5")
-    logs = [next((folder / name / "logs").glob(f"{NAME}2*/log.csv")).read_text() for name in ("alone", "killed")]
-    hits = [row["hit"] for row in rows]
-    damaged = sum(bool(row.get("bad")) for row in rows)
-    print(f"Ended {last:.1f} s after the last start. Kills: {len([hit for hit in hits if hit != 'ended before'])}, "
-          f"resumed inside an epoch: {hits.count('epoch')}, during a write: {hits.count('write')}.")
-    print(f"Weights that differ: {len(differ)} {differ[:3]}. Logs are {'equal' if logs[0] == logs[1] else 'DIFFERENT'}. "
-          f"Damaged checkpoints: {damaged}.")
-    return int(bool(differ or damaged or logs[0] != logs[1]))
+    ready = (folder / "alone" / BEGUN).stat().st_mtime - begin
+    draw = random.Random(args.seed)
+    aims = ["write"] * max(1, args.kills // 5) + ["epoch"] * max(1, args.kills // 4)
+    aims = (aims + ["any"] * args.kills)[: args.kills]
+    draw.shuffle(aims)
+    print(f"Left alone: {wall:.1f} s, of which {ready:.1f} s to start.")
+    print(" kill  aim      after     hit      last good")
+    hits, wrong, runs = [], [], 0
+    while aims:
+        runs += 1
+        killed = folder / f"killed{runs}"
+        hits += kill_again_and_again(killed, args, aims, draw, wall, ready)
+        print(f"Run {runs} ended {finish(killed, args):.1f} s after its last start.")
+        wrong += differences(folder / "alone", killed)
+    print(f"{len(hits)} kills in {runs} runs: {hits.count('epoch')} resumed inside an epoch, {hits.count('write')} "
+          f"while a checkpoint was written, {hits.count('damaged')} left a damaged one.")
+    print("\n".join(wrong) or "Final weights and logs are equal in every bit.")
+    return int(bool(wrong) or "damaged" in hits)
+
+
+def differences(alone: Path, killed: Path) -> list[str]:
+    """What is not equal of two runs: weights and log."""
+    weights = compare(alone / "final.h5", killed / "final.h5")
+    logs = [next((folder / "logs").glob(f"{NAME}2*/log.csv")).read_text() for folder in (alone, killed)]
+    found = [f"{killed.name}: {len(weights)} weights differ, for instance {weights[0]}"] if weights else []
+    return found + ([] if logs[0] == logs[1] else [f"{killed.name}: log.csv differs"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import time
 
 import keras
 import numpy as np
@@ -191,6 +192,24 @@ def test_tensorboard_file_holds_the_scalars(tmp_path):
         events.append(Event.FromString(reader.record()))
     assert events[0].file_version == "brain.Event:2"
     assert (events[1].step, events[1].summary.value[0].tag, events[1].summary.value[0].simple_value) == (1, "loss", 2.5)
+
+
+@pytest.mark.once
+def test_tensorboard_shows_an_epoch_that_was_trained_again_once(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((0, (5.0, 4.0, 3.0)), (1, (2.0, 1.0))):
+        log = TensorBoardLog(tmp_path)
+        log.on_train_begin()
+        for epoch, value in enumerate(values, first):
+            log.on_epoch_begin(epoch)
+            log.on_epoch_end(epoch, {"loss": value})
+        log.on_train_end()
+        time.sleep(1.1)  # files are read by the second in their names
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 5.0), (2, 2.0), (3, 1.0)]
 
 
 @pytest.mark.once

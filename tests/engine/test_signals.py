@@ -1,0 +1,52 @@
+"""Signals: noted once, then the handlers of before are back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from kmrcnn.engine.signals import StopSignals
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, SystemExit, 143),
+                                                       (signal.SIGINT, KeyboardInterrupt, None)])
+def test_the_first_is_noted_and_the_second_is_not_ours(number, error, code, capsys):
+    seen = []
+    before = signal.signal(number, lambda *_: seen.append("own"))
+    try:
+        with StopSignals() as signals:
+            assert signals.received is None
+            os.kill(os.getpid(), number)
+            assert signals.received == number and not seen
+            assert f"{number.name}: stopping behind this step" in capsys.readouterr().out
+            os.kill(os.getpid(), number)
+            assert seen == ["own"]
+        with pytest.raises(error) as caught:
+            signals.leave()
+        assert getattr(caught.value, "code", None) == code
+        os.kill(os.getpid(), number)
+        assert seen == ["own"] * 2
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_come_back_and_other_threads_have_none():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+    found = []
+
+    def work():
+        with StopSignals():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
