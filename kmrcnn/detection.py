@@ -18,6 +18,7 @@ from kmrcnn.config import Config
 from kmrcnn.data.image import clear_margin, fit_input, mold_image
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.prepare import image_preparation
+from kmrcnn.engine.replicas import Replicas
 from kmrcnn.engine.step import build_detect_step
 from kmrcnn.pasting import mask_form, paste, paste_on_device, pastes_on_device
 from kmrcnn.unmold import Result, unmold, unmold_boxes
@@ -47,8 +48,8 @@ class MoldedImage(NamedTuple):
 class Detector:
     """Runs an inference graph on images.
 
-    Images that mold to the same shape share batches of config.BATCH_SIZE; a batch that is not full is completed with
-    blank images. So every shape has one compiled graph, and an image's result does not depend on its neighbours.
+    Images that mold to the same shape share batches, of config.BATCH_SIZE in one process; a batch that is not full is
+    completed with blank images. So every shape has one compiled graph, and an image's result does not depend on its neighbours.
     Other threads mold the next images and pack the last results while the network runs.
 
     May be called from several threads: the network runs in one at a time, the work around it in parallel.
@@ -56,8 +57,10 @@ class Detector:
     `masks` is, here as in `MaskRCNN.detect`, one of `kmrcnn.pasting.FORMS` or None.
     """
 
-    def __init__(self, model: keras.Model, config: Config):
-        self._model, self._config = model, config
+    def __init__(self, model: keras.Model, config: Config, replicas: Replicas):
+        self._model, self._config, self._replicas = model, config, replicas
+        # Other processes have images of their own.
+        self._batch = config.IMAGES_PER_GPU * max(1, config.GPU_COUNT // replicas.shard[1])
         self._steps: dict[Callable, Callable] = {}
         self._lock = threading.Lock()
 
@@ -86,7 +89,7 @@ class Detector:
         with _threads() as executor:
             try:
                 yield from in_batches(enumerate(images), self._stages(self._mold, form), executor,
-                                      _BATCHES_ON_THE_WAY * self._config.BATCH_SIZE)
+                                      _BATCHES_ON_THE_WAY * self._batch)
             finally:
                 executor.shutdown(cancel_futures=True)
 
@@ -95,7 +98,7 @@ class Detector:
             return list(in_batches(items, self._stages(prepare, form), executor))
 
     def _stages(self, prepare: Callable, form: str) -> Stages:
-        return Stages(prepare, _kind, partial(self._run, form=form), self._config.BATCH_SIZE)
+        return Stages(prepare, _kind, partial(self._run, form=form), self._batch)
 
     def _check(self, index: int, image: np.ndarray) -> None:
         channels = self._config.IMAGE_CHANNEL_COUNT
@@ -112,8 +115,8 @@ class Detector:
         return MoldedImage(pixels, meta, Place(image.shape, pixels.shape, window))
 
     def _run(self, images: Sequence[MoldedImage], form: str) -> list[Callable[[], Result]]:
-        """Run the network on up to BATCH_SIZE images of one shape; for each a function that packs its result."""
-        blanks = self._config.BATCH_SIZE - len(images)
+        """Run the network on up to a batch of images of one shape; for each a function that packs its result."""
+        blanks = self._batch - len(images)
         pixels = [image.pixels for image in images] + [np.zeros_like(images[0].pixels)] * blanks
         metas = [image.meta for image in images] + [images[0].meta] * blanks
         batch = {"input_image": np.stack(pixels), "input_image_meta": np.stack(metas).astype(np.float32)}
@@ -130,7 +133,9 @@ class Detector:
         """The step that computes masks, or the one that does without."""
         select = _boxes_only if form == "none" else _own_masks
         if select not in self._steps:
-            execution = Execution(engine=self._config.ENGINE, prepare=image_preparation(self._config))
+            replicas = self._replicas if self._replicas.count > 1 else None
+            execution = Execution(engine=self._config.ENGINE, prepare=image_preparation(self._config),
+                                  replicas=replicas)
             self._steps[select] = build_detect_step(self._model, select, execution)
         return self._steps[select]
 

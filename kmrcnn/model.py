@@ -11,6 +11,7 @@ import errno
 import os
 import random
 import re
+import socket
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -27,13 +28,15 @@ from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
-from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
+from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog, main_only
+from kmrcnn.engine.determinism import make_deterministic
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.guards import Guard
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
+from kmrcnn.engine.replicas import make as make_replicas
 from kmrcnn.engine.resume import Resumption, describe
 from kmrcnn.engine.run import Run
 from kmrcnn.engine.run_state import Stage, restore_optimizer
@@ -111,14 +114,16 @@ class MaskRCNN:
 
     Args:
         mode: "training" or "inference".
-        config: settings; validated here. The initial weights follow from its SEED. GPU_COUNT only multiplies the
-            batch: all of it runs on the backend's one default device.
+        config: settings; validated here. The initial weights follow from its SEED. GPU_COUNT is the number of
+            devices that share each batch, see docs/scaling.md.
         model_dir: folder of the runs' log folders.
 
     Attributes:
         keras_model: the graph, a keras.Model with dict inputs and outputs (see `kmrcnn.models.mask_rcnn`).
         log_dir: folder of this run. checkpoint_path: its checkpoints, with "{epoch:04d}" for the epoch.
         epoch: epochs trained so far.
+        replicas: the devices and processes that work together; of these `replicas.is_main` is the one that writes and
+            prints.
     """
 
     def __init__(self, mode: str, config: Config, model_dir: str | os.PathLike):
@@ -126,13 +131,16 @@ class MaskRCNN:
             raise ValueError(f'mode must be "training" or "inference", not {mode!r}')
         config.validate()
         self.mode, self.config, self.model_dir = mode, config, os.fspath(model_dir)
+        if config.DETERMINISTIC:
+            make_deterministic()
+        self.replicas = make_replicas(config, mode == "training")
         self.set_log_dir()
         build = build_training_model if mode == "training" else build_inference_model
-        with _seeded(config.SEED), precision_policy(config.PRECISION):
+        with _seeded(config.SEED), precision_policy(config.PRECISION), self.replicas.scope():
             self.keras_model = build(config)
         self._user_optimizer: keras.optimizers.Optimizer | None = None
         self._named_tensors = NamedTensors(self.keras_model)
-        self._detector = Detector(self.keras_model, config) if mode == "inference" else None
+        self._detector = Detector(self.keras_model, config, self.replicas) if mode == "inference" else None
         self._anchor_cache: dict[tuple, np.ndarray] = {}
 
     # ---- weights and log folders ----
@@ -228,7 +236,7 @@ class MaskRCNN:
         if match and os.path.split(match["name"]) == (os.path.abspath(self.model_dir), name):
             self._use_folder(match["name"] + match["date"], own=True)
             self.epoch = int(match["epoch"])
-            print(f"Re-starting from epoch {self.epoch}")
+            self._say(f"Re-starting from epoch {self.epoch}")
 
     # ---- training ----
 
@@ -261,7 +269,8 @@ class MaskRCNN:
             epochs: cumulative: 30 after a call with 10, or after loading epoch 10, trains 20 more.
             layers: "heads", "3+", "4+", "5+", "all", or a regular expression of layer names.
             augmentation: see `kmrcnn.data.augment`; not used on images of `no_augmentation_sources`.
-            custom_callbacks: Keras callbacks.
+            custom_callbacks: Keras callbacks. Of several processes each has them all, and the same logs; those that
+                write files, Keras' own and such as have an attribute `main_only = True`, run in the main one alone.
             workers: loader workers, LOADER_WORKERS by default.
             verbose: 0 silent, 1 progress.
             resume: go on exactly where a run stopped, inside an epoch if it was there. True: the run whose weights were
@@ -282,26 +291,29 @@ class MaskRCNN:
         self._require("training")
         for dataset in filter(None, (train_dataset, val_dataset)):
             self.config.validate(num_classes=dataset.num_classes)
+        verbose = verbose if self.replicas.is_main else 0
         left = self._find_place(layers, epochs, resume)
         if left in ("done", "last"):
-            print(f"Nothing left of layers={layers!r}, epochs={epochs}: the run is at epoch {self.epoch}")
+            self._say(f"Nothing left of layers={layers!r}, epochs={epochs}: the run is at epoch {self.epoch}")
             history = keras.callbacks.History()
             history.on_train_begin()
             return history
         self._own_log_dir()
         if verbose:
             print(f"\nStarting at epoch {self.epoch}. LR={learning_rate}\nCheckpoint Path: {self.checkpoint_path}")
-        state = self._run.begin(Stage(layers, epochs, learning_rate, self.epoch), self.log_dir,
-                                self._config_text(), self._keeping(), go_on=left == "go on")
+        state = self._run.begin(Stage(layers, epochs, learning_rate, self.epoch), self.log_dir, self._config_text(),
+                                self._keeping(), go_on=left == "go on", writes=self.replicas.is_main)
         self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
-        optimizer = self._ready_optimizer(learning_rate)
         terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
         execution = self._execution(state.stages[-1])
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self.replicas.scope())
+            optimizer = self._ready_optimizer(learning_rate)
             train_batches = stack.enter_context(DataLoader(
-                train_dataset, self.config, augmentation=augmentation, workers=workers,
+                train_dataset, self.config, augmentation=augmentation, workers=workers, shard=self.replicas.shard,
                 no_augmentation_sources=no_augmentation_sources))
-            val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
+            val_batches = val_dataset and stack.enter_context(DataLoader(
+                val_dataset, self.config, workers=workers, shard=self.replicas.shard))
             step = build_train_step(self.keras_model, optimizer, *terms, execution)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
             history = fit(
@@ -309,9 +321,8 @@ class MaskRCNN:
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
                 eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
-                callbacks=[CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir),
-                           *(custom_callbacks or ())],
-                save=self._save_checkpoint, verbose=verbose, state=state, guard=guard)
+                callbacks=self._callbacks(custom_callbacks or ()), save=self._save_checkpoint, verbose=verbose,
+                state=state, guard=guard, replicas=execution.replicas)
             self._run.going = True
             return history
 
@@ -500,6 +511,10 @@ class MaskRCNN:
         if self.mode != mode:
             raise ValueError(f'Create the model in "{mode}" mode for this; it is in "{self.mode}" mode.')
 
+    def _say(self, text: str) -> None:
+        if self.replicas.is_main:
+            print(text)
+
     def _use_folder(self, folder: str, own: bool) -> None:
         """Make `folder` the run's; `own` if it is there already and this run goes on in it."""
         self.log_dir, self._continues = folder, own
@@ -511,6 +526,8 @@ class MaskRCNN:
             name, stamp = self.log_dir[:-13], datetime.datetime.strptime(self.log_dir[-13:], "%Y%m%dT%H%M")
             self.log_dir = f"{name}{stamp + datetime.timedelta(minutes=1):%Y%m%dT%H%M}"
         self._use_folder(self.log_dir, own=True)
+        if not self.replicas.is_main:
+            return
         try:
             os.makedirs(self.log_dir, exist_ok=True)
         except OSError as error:
@@ -518,6 +535,22 @@ class MaskRCNN:
                                            "another model_dir") from error
 
     def _find_place(self, layers: str, epochs: int, resume: bool | str | os.PathLike) -> str:
+        """What is left of a call of `train`, the same in all processes; see `_own_place`.
+
+        Raises:
+            FileNotFoundError: they found different checkpoints.
+        """
+        left = self._own_place(layers, epochs, resume)
+        # Nothing may be written before all have read.
+        places = self.replicas.gather((left, self.epoch, socket.gethostname()))
+        for rank, place in enumerate(places or ()):
+            if place[:2] != places[0][:2]:
+                raise FileNotFoundError(
+                    errno.ENOENT, f"Process {rank} on {place[2]} found epoch {place[1]}, the main one epoch "
+                    f"{places[0][1]}: all machines must share the folder {self.model_dir}")
+        return left
+
+    def _own_place(self, layers: str, epochs: int, resume: bool | str | os.PathLike) -> str:
         """What is left of a call of `train`, see `Resumption.place`; looks for the run to resume if there is need."""
         run = self._run
         if not resume:
@@ -545,7 +578,7 @@ class MaskRCNN:
         if checkpoint is not None:
             self._use_folder(folder, own=True)
             self.epoch = checkpoint.notes["epoch"]
-            print(f"Resuming {folder} at {describe(self._run.resumption.stages, checkpoint.notes)}")
+            self._say(f"Resuming {folder} at {describe(self._run.resumption.stages, checkpoint.notes)}")
             return
         files = weight_files(folder)
         if files and not self._continues:
@@ -573,8 +606,14 @@ class MaskRCNN:
         config = self.config
         return {"minutes": config.CHECKPOINT_MINUTES, "keep": config.CHECKPOINT_KEEP, "best": config.CHECKPOINT_BEST}
 
+    def _callbacks(self, custom: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+        """The callbacks of this process."""
+        callbacks = [CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir), *custom]
+        return callbacks if self.replicas.is_main else [callback for callback in callbacks if not main_only(callback)]
+
     def _ready_optimizer(self, learning_rate: float | None) -> keras.optimizers.Optimizer:
         optimizer = ready_optimizer(self._user_optimizer, self.keras_model, self.config, learning_rate)
+        optimizer = self.replicas.adopt(optimizer)
         if self._user_optimizer is not None:
             self._user_optimizer = optimizer
         self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
@@ -583,12 +622,15 @@ class MaskRCNN:
     def _execution(self, stage: Stage) -> Execution:
         # All steps of the stage, also those before a stop: a resumed run must choose the same engine.
         config, steps = self.config, max(0, stage.epochs - stage.first_epoch) * self.config.STEPS_PER_EPOCH
-        guarded = {"guard": True} if "guard" in Execution.__dataclass_fields__ else {}
-        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), **guarded)
+        replicas = self.replicas if self.replicas.count > 1 else None
+        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), replicas,
+                         guard=True)
 
     def _save_checkpoint(self, epoch: int) -> None:
         filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")
         self.epoch = epoch
+        if not self.replicas.is_main:
+            return
         try:
             save_model(self.keras_model, filepath, preset=self.config.PRESET)
         except (OSError, RuntimeError) as error:  # h5py says RuntimeError when it cannot flush

@@ -87,12 +87,15 @@ def main() -> None:
         arguments.error("train needs --dataset")
     if args.command == "splash" and bool(args.image) == bool(args.video):
         arguments.error("splash needs --image or --video")
-    config.override(args.overrides)
+    common.configure(config, args)
     if args.command == "splash":
-        config.override(["GPU_COUNT=1", "IMAGES_PER_GPU=1"])
-    config.display()
-    model = common.build("training" if args.command == "train" else "inference", config, args, weights)
-    (train if args.command == "train" else splash)(args, model)
+        config.update({"GPU_COUNT": 1, "IMAGES_PER_GPU": 1})
+
+    def work() -> None:
+        model = common.build("training" if args.command == "train" else "inference", config, args, weights)
+        (train if args.command == "train" else splash)(args, model)
+
+    common.start(work, config, args)
 
 
 if __name__ == "__main__":

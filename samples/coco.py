@@ -5,6 +5,7 @@
     python samples/coco.py train --dataset=/data/coco --year=2017 --model=last        # goes on where it stopped
     python samples/coco.py evaluate --model=last                                      # same dataset, year, settings
     python samples/coco.py evaluate --dataset=/data/coco --year=2017 --model=coco --limit=500
+    python samples/coco.py train --dataset=/data/coco --year=2017 --model=imagenet --devices=2    # two GPUs
 
 A test of the whole path: over-fit a few images from scratch, then evaluate on these very images.
 
@@ -64,16 +65,21 @@ class CocoScratchConfig(CocoConfig):
     WEIGHT_DECAY = 0.0  # AdamW has its own
 
 
-def load(args: argparse.Namespace, *subsets: str) -> tuple[CocoDataset, COCO]:
+def load(args: argparse.Namespace, *names: str) -> tuple[CocoDataset, COCO]:
     """Subsets (or the --images first annotated training images) and the COCO object of the last one."""
     dataset = CocoDataset()
-    for subset in ["train"] if args.images else subsets:
+    for subset in ["train"] if args.images else names:
         coco = dataset.load_coco(args.dataset, subset, year=args.year, return_coco=True, auto_download=args.download)
     if args.images:
         annotated = [info for info in dataset.image_info if info["annotations"]]
         dataset.image_info = sorted(annotated, key=lambda info: int(info["id"]))[:args.images]
     dataset.prepare()
     return dataset, coco
+
+
+def subsets(args: argparse.Namespace) -> list[str]:
+    """Those of training, then the one of validation."""
+    return ["train", "valminusminival", "minival"] if args.year == "2014" else ["train", "val"]
 
 
 def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]]:
@@ -85,8 +91,8 @@ def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]
 
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train on train + valminusminival (2014) or train (2017), or on a few images."""
-    training, _ = load(args, *(["train", "valminusminival"] if args.year == "2014" else ["train"]))
-    validation, _ = load(args, "minival" if args.year == "2014" else "val")
+    training, _ = load(args, *subsets(args)[:-1])
+    validation, _ = load(args, subsets(args)[-1])
     run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
     flip = None if args.images else HorizontalFlip(0.5)
     for layers, epochs, rate in stages(args, args.lr or model.config.LEARNING_RATE):
@@ -96,9 +102,10 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
 
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Print both tables of twelve numbers."""
-    dataset, coco = load(args, "minival" if args.year == "2014" else "val")
-    results = evaluate_coco(model, dataset, coco, eval_type="both", limit=0 if args.images else args.limit)
-    if args.images and results.detections:
+    dataset, coco = load(args, subsets(args)[-1])
+    results = evaluate_coco(model, dataset, coco, eval_type="both", limit=0 if args.images else args.limit,
+                            replicas=model.replicas)
+    if results and args.images and results.detections:
         share = share_found(coco, results.detections, [info["id"] for info in dataset.image_info])
         print(f"Instances above 32 x 32 pixels found at a mask IoU of 0.5: {share:.1%}")
 
@@ -134,12 +141,17 @@ def main() -> None:
     common.fill(args, run, year="2014", optimizer="adamw" if args.model == "none" else "sgd")
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
-    config.override(args.overrides)
     if args.command == "evaluate":
-        config.override(["GPU_COUNT=1", "IMAGES_PER_GPU=1", "DETECTION_MIN_CONFIDENCE=0"])
-    config.display()
-    model = common.build("training" if args.command == "train" else "inference", config, args, weights)
-    (train if args.command == "train" else evaluate)(args, model)
+        config.update({"GPU_COUNT": 1, "IMAGES_PER_GPU": 1, "DETECTION_MIN_CONFIDENCE": 0})
+    common.configure(config, args)
+    if args.download:  # once, as long as there is one process
+        load(args, *subsets(args))
+
+    def work() -> None:
+        model = common.build("training" if args.command == "train" else "inference", config, args, weights)
+        (train if args.command == "train" else evaluate)(args, model)
+
+    common.start(work, config, args)
 
 
 if __name__ == "__main__":

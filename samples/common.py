@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from kmrcnn import Config, Dataset, MaskRCNN
 from kmrcnn.data.download import DownloadError
+from kmrcnn.engine import launch
 from kmrcnn.engine.checkpoint import list_checkpoints
 from kmrcnn.engine.run import STATE_FOLDER
 from kmrcnn.importers import catalogue
@@ -36,8 +37,24 @@ def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
                         help="coco, imagenet, last (the newest run in --logs; train goes on exactly), none, a weight "
                              "file, or a name of docs/weights.md")
     result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
+    result.add_argument("--devices", type=int, metavar="N",
+                        help="to share each batch, of N times IMAGES_PER_GPU (default: the run's, else 1)")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
     return result
+
+
+def configure(config: Config, args: argparse.Namespace) -> None:
+    """Give a configuration what the command line asks for."""
+    config.override(args.overrides)
+    if args.devices is not None:
+        config.GPU_COUNT = args.devices
+
+
+def start(work: Callable[[], None], config: Config, args: argparse.Namespace) -> None:
+    """Call `work` on as many devices as GPU_COUNT says; on torch in a process for each."""
+    if args.model == "imagenet":
+        fetch(catalogue.imagenet(config).name)  # once, as long as there is one process
+    launch.run(work, config.GPU_COUNT)
 
 
 def find_weights(start: str, logs: str, name: str) -> Path | None:
@@ -119,6 +136,8 @@ def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | N
     if weights is not None and weights.is_dir() and mode == "inference":
         raise SystemExit(f"--model=last: {run_folder(weights)} has no finished epoch yet; train --model=last goes on")
     model = MaskRCNN(mode=mode, config=config, model_dir=args.logs)
+    if model.replicas.is_main:
+        config.display()
     if args.model == "last" and mode == "training":
         return model  # `train` restores all of the run's state
     if args.model == "imagenet":
@@ -165,6 +184,8 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, 
 
 def remember(model: MaskRCNN, notes: dict) -> None:
     """Write the configuration and `notes` to the run's folder."""
+    if not model.replicas.is_main:
+        return
     model.config.to_yaml(Path(model.log_dir) / CONFIG_FILE)
     (Path(model.log_dir) / RUN_FILE).write_text(yaml.safe_dump(notes), encoding="utf-8")
 

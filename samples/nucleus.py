@@ -108,25 +108,33 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
     """COCO's box and mask tables on a subset, by default val."""
     dataset = load(args, args.subset or "val")
-    evaluate_coco(model, dataset, eval_type="both")
+    evaluate_coco(model, dataset, eval_type="both", replicas=model.replicas)
 
 
 def detect(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Write a picture for each image, and submit.csv in Kaggle's format."""
     dataset = load(args, args.subset or "stage1_test")
-    out = common.ROOT / "results" / "nucleus" / f"submit_{datetime.datetime.now():%Y%m%dT%H%M%S}"
-    out.mkdir(parents=True)
+    name = model.replicas.share(f"submit_{datetime.datetime.now():%Y%m%dT%H%M%S}")
+    out = common.ROOT / "results" / "nucleus" / name
+    out.mkdir(parents=True, exist_ok=True)
+    rows = model.replicas.spread(list(dataset.image_ids), lambda image_ids: [
+        describe(model, dataset, image_id, out) for image_id in image_ids])
+    if rows is None:
+        return
     with open(out / "submit.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["ImageId", "EncodedPixels"])
-        for image_id in dataset.image_ids:
-            image, name = dataset.load_image(image_id), Path(str(dataset.image_info[image_id]["id"])).stem
-            found = model.detect([image])[0]
-            writer.writerows((name, code) for code in encode_masks(found["masks"], found["scores"]))
-            visualize.display_instances(image, found["rois"], found["masks"], found["class_ids"],
-                                        dataset.class_names, found["scores"], show_bbox=False,
-                                        save_path=str(out / f"{name}.png"))
+        writer.writerows(row for image in rows for row in image)
     print(f"Written: {out}")
+
+
+def describe(model: MaskRCNN, dataset: NucleusDataset, image_id: int, out: Path) -> list[tuple[str, str]]:
+    """Write an image's picture, and return its rows of submit.csv."""
+    image, name = dataset.load_image(image_id), Path(str(dataset.image_info[image_id]["id"])).stem
+    found = model.detect([image])[0]
+    visualize.display_instances(image, found["rois"], found["masks"], found["class_ids"], dataset.class_names,
+                                found["scores"], show_bbox=False, save_path=str(out / f"{name}.png"))
+    return [(name, code) for code in encode_masks(found["masks"], found["scores"])]
 
 
 def encode_masks(masks: np.ndarray, scores: np.ndarray) -> list[str]:
@@ -176,13 +184,16 @@ def main() -> None:
     common.fill(args, run, optimizer="adamw" if args.model == "none" else "sgd")
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
-    config.override(args.overrides)
     if args.command != "train":
         # Whole images at their own size, padded to what the pyramid needs.
-        config.override(["IMAGES_PER_GPU=1", "IMAGE_RESIZE_MODE=pad64", "RPN_NMS_THRESHOLD=0.7"])
-    config.display()
-    model = common.build("training" if args.command == "train" else "inference", config, args, weights)
-    {"train": train, "evaluate": evaluate, "detect": detect}[args.command](args, model)
+        config.update({"GPU_COUNT": 1, "IMAGES_PER_GPU": 1, "IMAGE_RESIZE_MODE": "pad64", "RPN_NMS_THRESHOLD": 0.7})
+    common.configure(config, args)
+
+    def work() -> None:
+        model = common.build("training" if args.command == "train" else "inference", config, args, weights)
+        {"train": train, "evaluate": evaluate, "detect": detect}[args.command](args, model)
+
+    common.start(work, config, args)
 
 
 if __name__ == "__main__":

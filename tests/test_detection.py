@@ -13,6 +13,7 @@ from pycocotools import mask as rle_tools
 from kmrcnn.config import Config
 from kmrcnn.data.image import compose_image_meta
 from kmrcnn.detection import Detector
+from kmrcnn.engine.replicas import Replicas
 from kmrcnn.model import MaskRCNN
 from tests.tiny import TinyConfig
 
@@ -66,7 +67,7 @@ def _detector(seen=None, with_masks=True, **settings) -> Detector:
     image, meta = keras.Input((None, None, 3), name="input_image"), keras.Input((15,), name="input_image_meta")
     detections, masks = Counting([] if seen is None else seen)(image, meta)
     outputs = {"mrcnn_detection": detections, **({"mrcnn_mask": masks} if with_masks else {})}
-    return Detector(keras.Model({"input_image": image, "input_image_meta": meta}, outputs), config)
+    return Detector(keras.Model({"input_image": image, "input_image_meta": meta}, outputs), config, Replicas())
 
 
 def _images(sizes):

@@ -12,6 +12,8 @@ bit, and every checkpoint that was there after a kill could be read or was recog
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import random
 import signal
@@ -30,10 +32,6 @@ BEGUN = "begun"  # a file that is written when the child has started
 
 def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> None:
     """The training script: the same one every time, with resume=True."""
-    sys.path.insert(0, str(ROOT))
-    import kmrcnn  # noqa: F401  (chooses the backend)
-
-    # isort: split
     import keras
 
     from kmrcnn.data import Compose, HorizontalFlip, Rotate90, ShapesDataset
@@ -66,7 +64,8 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
         model.train(dataset, None, 1e-3, last, layers, augmentation=Compose([HorizontalFlip(0.5), Rotate90(0.5)]),
                     custom_callbacks=[keras.callbacks.ReduceLROnPlateau("loss", patience=1, factor=0.7)],
                     verbose=0, resume=True)
-    model.save_weights(folder / "final.h5")
+    if model.replicas.is_main:
+        model.save_weights(folder / "final.h5")
 
 
 def start(folder: Path, args: argparse.Namespace, slow: bool = False) -> subprocess.Popen:
@@ -79,9 +78,21 @@ def start(folder: Path, args: argparse.Namespace, slow: bool = False) -> subproc
 
 
 def kill(process: subprocess.Popen) -> None:
-    """SIGKILL to the child and everything it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """SIGKILL to the child and everything it started, which may have sessions of its own."""
+    for number in (*descendants(process.pid), process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
     process.wait()
+
+
+def descendants(parent: int) -> list[int]:
+    """Numbers of the processes that a process has started, and those have."""
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    parents = dict(map(int, row.split()) for row in rows)
+    found = [parent]
+    for number in found:
+        found += [child for child, its in parents.items() if its == number]
+    return found[1:]
 
 
 def place(folder: Path) -> tuple[str, list[str]]:
@@ -178,10 +189,12 @@ def main() -> None:
     arguments.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
     args = arguments.parse_args()
-    if args.child:
-        child(args.child, args.devices, args.epochs, args.steps, args.slow)
-        return
     sys.path.insert(0, str(ROOT))
+    from kmrcnn.engine import launch
+
+    if args.child:
+        launch.run(functools.partial(child, args.child, args.devices, args.epochs, args.steps, args.slow), args.devices)
+        return
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(prove(args.folder or Path(temporary), args))

@@ -13,6 +13,14 @@ import keras
 
 from kmrcnn.importers.atomic_file import written_atomically
 
+_WRITING = (keras.callbacks.BackupAndRestore, keras.callbacks.CSVLogger, keras.callbacks.ModelCheckpoint,
+            keras.callbacks.RemoteMonitor, keras.callbacks.TensorBoard)
+
+
+def main_only(callback: keras.callbacks.Callback) -> bool:
+    """Whether of several processes that train together only the main one should have a callback."""
+    return getattr(callback, "main_only", isinstance(callback, _WRITING))
+
 
 class CSVLog(keras.callbacks.Callback):
     """Append one row an epoch (epoch counted from 1, then every logged scalar) to a CSV file.
@@ -82,6 +90,8 @@ class TensorBoardLog(keras.callbacks.Callback):
     Without that package nothing is written and one warning says so. Epochs are counted from 1. Where a run goes on,
     TensorBoard is told to forget what it has of that epoch and later ones.
     """
+
+    main_only = True
 
     def __init__(self, log_dir: str | os.PathLike):
         super().__init__()

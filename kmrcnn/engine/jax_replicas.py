@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kmrcnn.engine.replicas import Replicas
+from kmrcnn.engine.replicas import Replicas, on_one_device
 from kmrcnn.engine.step import input_names, model_inputs
 from kmrcnn.ops.replica_moments import AXIS
 
@@ -34,10 +34,6 @@ WHOLE, ROWS = PartitionSpec(), PartitionSpec(AXIS)
 
 class Alone(Replicas):
     """One device: what a step asks of replicas, done without."""
-
-    def scope(self) -> contextlib.AbstractContextManager:
-        """On TensorFlow models and optimizers have to be made in it; here anywhere."""
-        return contextlib.nullcontext()
 
     def inputs(self, model: keras.Model, batch: Mapping) -> dict:
         """The model's inputs of this process's rows of a batch, as `mapped` functions want them."""
@@ -130,25 +126,34 @@ class JaxReplicas(Alone):
                 variable.assign(np.asarray(value))
 
     def gather(self, value: Any) -> list | None:
+        parts = self.gather_all(value)
+        return parts if self.is_main else None
+
+    def share(self, value: Any) -> Any:
+        return self.gather_all(value if self.is_main else None)[0]
+
+    def gather_all(self, value: Any) -> list:
+        """Objects of all processes, in order of rank, in every process."""
         if self._processes == 1:
             return [value]
         own = np.frombuffer(pickle.dumps(value), np.uint8)
         sizes = np.reshape(multihost_utils.process_allgather(np.array([len(own)])), (-1,))
         own = np.pad(own, (0, int(sizes.max()) - len(own)))
         parts = np.reshape(multihost_utils.process_allgather(own), (self._processes, -1))
-        if not self.is_main:
-            return None
         return [pickle.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        return np.any(self.gather_all(list(wishes)), axis=0).tolist()
 
     def barrier(self) -> None:
         multihost_utils.sync_global_devices("kmrcnn")
 
 
-def make(config: Any, environment: Mapping[str, str] = os.environ) -> JaxReplicas | None:
+def make(config: Any, training: bool = True, environment: Mapping[str, str] = os.environ) -> JaxReplicas | None:
     """The replicas that a Config's GPU_COUNT asks for, None for one. To be called before anything runs on JAX.
 
     Of several processes each has its share of GPU_COUNT; without them this process has GPU_COUNT devices, parts of the
-    CPU where there is nothing else.
+    CPU where there is nothing else; None, with a warning, where the CPU cannot be divided any more.
 
     Raises:
         ValueError: there are not as many devices.
@@ -165,13 +170,15 @@ def make(config: Any, environment: Mapping[str, str] = os.environ) -> JaxReplica
         # Without effect on other devices than CPUs; fails where JAX runs already, and then what is there counts.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", max(own, jax.config.jax_num_cpu_devices))
+        if jax.default_backend() == "cpu" and len(jax.devices()) < own:
+            on_one_device(config, "The CPU can be divided only before JAX first runs.")
+            return None
     devices = []
     for process in range(processes):
         found = [device for device in jax.devices() if device.process_index == process]
         if len(found) < own:
             raise ValueError(f"GPU_COUNT: found {own} on a machine, expected at most {len(found)}: JAX sees "
-                             f"{len(found)} {jax.default_backend()} devices; CPUs can be divided only before it first "
-                             "runs")
+                             f"{len(found)} {jax.default_backend()} devices")
         devices += found[:own]
     return JaxReplicas(devices)
 

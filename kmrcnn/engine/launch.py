@@ -19,6 +19,7 @@ from typing import Any
 import keras
 
 _PARENT, _LISTEN = "KMRCNN_PARENT", "KMRCNN_LISTEN"  # numbers of inherited sockets
+_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit status of a process that a signal stopped in order
 _GRACE = 10.0  # seconds that the others have to end by themselves
 
 
@@ -36,7 +37,8 @@ def run(main: Callable[[], Any], devices: int | None = None) -> Any:
         What `main` returns where it runs here, else None.
 
     Raises:
-        SystemExit: a process failed, was killed or hangs; says which one and why. All are ended then.
+        SystemExit: a process failed, was killed or hangs; says which one and why. All are ended then. Or they stopped
+            because of a signal; with the shell's exit status for it.
     """
     if keras.backend.backend() != "torch":
         return main()
@@ -49,6 +51,8 @@ def run(main: Callable[[], Any], devices: int | None = None) -> Any:
         failure = processes.wait()
     if failure:
         raise SystemExit(f"ERROR: {failure}")
+    if processes.stopped:
+        raise SystemExit(processes.stopped)
     return None
 
 
@@ -68,8 +72,10 @@ def _as_replica(main: Callable[[], Any]) -> Any:
     try:
         use_own_device()
         return main()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except BaseException as error:
-        if not isinstance(error, SystemExit) or error.code:
+        if not isinstance(error, SystemExit) or error.code not in (None, 0, *_STOPPED):
             name = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
             tell_parent(f"replica {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {name}{error}")
         raise
@@ -93,12 +99,16 @@ class Processes:
         count: how many.
         environment: os.environ by default; MASTER_PORT in it is the port they meet at, otherwise a free one.
 
+    Attributes:
+        stopped: the exit status of processes that a signal stopped, else 0.
+
     Raises:
         SystemExit: the port is in use.
     """
 
     def __init__(self, command: Sequence[str], count: int, environment: dict[str, str] | None = None):
         self._environment = dict(os.environ if environment is None else environment)
+        self.stopped = 0
         self._messages: list[str] = []
         self._all: list[subprocess.Popen] = []
         self._threads: list[threading.Thread] = []
@@ -141,12 +151,16 @@ class Processes:
                 process.send_signal(number)
 
     def wait(self) -> str | None:
-        """Wait for all of them. Ends all when one fails. Returns why, None if none failed."""
+        """Wait for all of them. Ends all when one fails. Returns why, None if none failed.
+
+        One that stopped because of a signal has not failed; the others, which stop too, may still be writing.
+        """
         while True:
             codes = [process.poll() for process in self._all]
-            if any(codes):
+            if any(code not in (None, 0, *_STOPPED) for code in codes):
                 return self._end()
             if None not in codes:
+                self.stopped = max(codes)
                 return None
             time.sleep(0.05)
 

@@ -43,7 +43,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     SIGTERM and SIGINT end training behind the running step, see `StopSignals`.
 
     Args:
-        model: the model the callbacks see; `stop_training` on it ends training.
+        model: the model the callbacks see; `stop_training` on it ends training, in whichever process it is set.
         epochs: number of the last epoch, counted from 1 since the start of all training.
         initial_epoch: number of epochs done before; with `state`, that decides.
         save: called with the number of every finished epoch, after its callbacks. Skipped, with a warning, if the
@@ -153,6 +153,7 @@ class _Run:
             logs |= self._evaluate(self._stop_if_asked)
         self._intact = False
         self._hooks.on_epoch_end(epoch, logs)
+        self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]
         if self._verbose:
             print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
                   flush=True)
@@ -163,7 +164,7 @@ class _Run:
         return last
 
     def _train(self, batches: Iterator[Mapping], epoch: int, done: int) -> None:
-        """An epoch's steps, fewer if a callback sets `stop_training`."""
+        """An epoch's steps; fewer, perhaps a few later, if a callback sets `stop_training`."""
         with Progress(f"Epoch {epoch + 1}/{self._epochs}", self._steps, self._verbose > 0, done) as progress:
             for index in range(done, self._steps):
                 for callback in self._begin:
@@ -177,9 +178,8 @@ class _Run:
                         callback.on_train_batch_end(index, logs)
                 self._place, self._intact = (epoch, index + 1), True
                 progress.step(self._meter.means)
-                if self._model.stop_training:
+                if self._stop_if_asked(due=bool(self._state and self._state.due())):
                     break
-                self._stop_if_asked(due=bool(self._state and self._state.due()))
 
     def _step(self, batch: Mapping, progress: Progress) -> Mapping:
         """One step. Says how long it took to get ready for batches of a new shape."""
@@ -213,33 +213,35 @@ class _Run:
         self._intact = True
         self._stop_if_asked(vote=True)
 
-    def _stop_if_asked(self, due: bool = False, vote: bool = False) -> None:
+    def _stop_if_asked(self, due: bool = False, vote: bool = False) -> bool:
         """End with a checkpoint if a signal asks for it; write one if it is due.
 
         Args:
             vote: several processes ask each other now, instead of now and then.
+
+        Returns:
+            Whether `stop_training` is set in any process.
         """
         if self._replicas:
             self._replicas.beat()
-        whole = self._train_step.accumulated == 0  # nothing to save of a round of accumulated batches
-        if not whole and not hasattr(self._train_step, "state"):
-            return
-        stop, due = self._agreed(self.signals.received is not None, due and whole, vote)
-        if stop or due:
+        whole = self._train_step.accumulated == 0  # what can wait is not saved inside a round of accumulated batches
+        wishes = [self.signals.received is not None, due and whole, self._model.stop_training]
+        leave, due, stop = self._agreed(wishes, vote)
+        if leave or due:
             self._save()
-        if stop:
+        if leave:
             self.signals.leave()
+        return stop
 
-    def _agreed(self, stop: bool, due: bool, vote: bool) -> tuple[bool, bool]:
-        """What any process wants, in all of them at the same step."""
+    def _agreed(self, wishes: Sequence[bool], vote: bool) -> Sequence[bool]:
+        """What any process wishes, in all of them at the same step."""
         if self._replicas is None or self._replicas.shard[1] == 1:
-            return stop, due
+            return wishes
         self._since_vote += 1
         if self._since_vote < _VOTE and not vote:
-            return False, False
+            return [False] * len(wishes)
         self._since_vote = 0
-        votes = self._replicas.total(keras.ops.convert_to_tensor([float(stop), float(due)]))
-        return tuple(bool(vote) for vote in keras.ops.convert_to_numpy(votes))
+        return self._replicas.any(wishes)
 
     def _save(self, **about) -> None:
         """Write the state, unless the weights are lost to NaN."""

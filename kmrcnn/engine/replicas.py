@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -35,6 +37,14 @@ class Replicas:
         """
         return self.rank, self.count
 
+    def scope(self) -> contextlib.AbstractContextManager:
+        """In it models and optimizers are made that all replicas share; on TensorFlow this matters."""
+        return contextlib.nullcontext()
+
+    def adopt(self, optimizer: Any) -> Any:
+        """The optimizer in a form that these replicas can use: itself, or a new one with its settings."""
+        return optimizer
+
     def total(self, x: Any) -> Any:
         """Sum of a tensor over all replicas. Every replica calls it, in the same order, inside a step."""
         return x
@@ -49,6 +59,14 @@ class Replicas:
     def gather(self, value: Any) -> list | None:
         """Objects of all processes, in order of rank, in the main process; None in the others."""
         return [value]
+
+    def share(self, value: Any) -> Any:
+        """The main process' object, in all processes."""
+        return value
+
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        """For each wish whether a process has it. Every process calls it; outside of steps."""
+        return list(wishes)
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -73,16 +91,26 @@ class Replicas:
         return None if parts is None else interleaved(parts, len(items))
 
 
-def make(config: Any) -> Replicas | None:
-    """The replicas that a Config's GPU_COUNT asks for, on the active backend; None for a run without others.
+def make(config: Any, training: bool = True) -> Replicas:
+    """The replicas that a Config's GPU_COUNT asks for, on the active backend.
 
-    On torch they are the processes that a launcher started, see `kmrcnn.engine.launch`; without a launcher one process
-    takes the whole batch.
+    On torch they are the processes that a launcher started, see `kmrcnn.engine.launch`. Without a launcher, or where a
+    CPU cannot be divided, one device takes the whole batch, which gives the same numbers.
+
+    Args:
+        training: whether they will train together. If not, processes need not be as many as GPU_COUNT says.
 
     Raises:
         ValueError: there are not as many.
     """
-    return importlib.import_module(f"kmrcnn.engine.{keras.backend.backend()}_replicas").make(config)
+    backend = importlib.import_module(f"kmrcnn.engine.{keras.backend.backend()}_replicas")
+    return backend.make(config, training) or Replicas()
+
+
+def on_one_device(config: Any, hint: str) -> None:
+    """Warn that one device takes what GPU_COUNT would share out."""
+    warnings.warn(f"GPU_COUNT is {config.GPU_COUNT}: one device takes the whole batch of {config.BATCH_SIZE} images. "
+                  f"{hint}", stacklevel=5)
 
 
 def interleaved(parts: Sequence[Sequence], count: int) -> list:

@@ -49,14 +49,15 @@ class Run:
             self.resumption = Resumption(checkpoint)
         return checkpoint
 
-    def begin(self, stage: Stage, folder: str, config: str, keeping: Mapping[str, Any],
-              go_on: bool) -> RunState:
+    def begin(self, stage: Stage, folder: str, config: str, keeping: Mapping[str, Any], go_on: bool,
+              writes: bool = True) -> RunState:
         """The state of a stage that now starts or goes on.
 
         Args:
             config: text of the Config.
             keeping: arguments of `Keeper`.
             go_on: the stage is the one in which the run was stopped.
+            writes: whether this process writes the checkpoints.
 
         Raises:
             OSError: checkpoints cannot be written to the folder.
@@ -67,7 +68,7 @@ class Run:
             stopped = before.pop()
             rate = None if stage.learning_rate == stopped.learning_rate else stage.learning_rate
             stage = replace(stage, first_epoch=stopped.first_epoch)
-        if not (self.going and self._keeper):
+        if writes and not (self.going and self._keeper):
             self._keeper = Keeper(os.path.join(folder, STATE_FOLDER), config, **keeping)
             self._keeper.begin(checkpoint and checkpoint.path, checkpoint and checkpoint.notes["best"])
         self._stages = [*before, stage]

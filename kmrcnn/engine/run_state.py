@@ -76,7 +76,7 @@ class RunState:
         if self._learning_rate is not None:
             optimizer.learning_rate = self._learning_rate
         own = _under("step/", arrays)
-        if hasattr(train_step, "restore") and own:
+        if own:
             train_step.restore(own)
         callback_state.restore(callbacks, notes["callbacks"], arrays)
         means.restore(notes["means"])
@@ -92,7 +92,7 @@ class RunState:
         Every replica calls it; the one with the keeper writes.
         """
         train_step.sync()
-        own = dict(train_step.state()) if hasattr(train_step, "state") else {}
+        own = train_step.state()
         self.stages[-1].finished = finished
         if self.keeper is None:
             return True

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import signal
 import threading
+import time
 from typing import Any
 
-logger = logging.getLogger("kmrcnn.engine")
+_SAME = 2.0  # seconds in which several signals are one wish: a launcher and a batch system may both send it
 
 
 class StopSignals:
-    """Context manager that notes the first SIGTERM or SIGINT; the second one ends the process at once.
+    """Context manager that notes the first SIGTERM or SIGINT; one that comes later ends the process at once.
 
     In other threads than the main one, where Python allows no handlers, it does nothing. The handlers that were there
-    come back at the end, and already at the first signal.
+    come back at the end.
 
     Attributes:
         received: the signal, None before.
@@ -23,6 +24,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
+        self._since = 0.0
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -45,10 +47,13 @@ class StopSignals:
         raise SystemExit(128 + (self.received or signal.SIGTERM))
 
     def _note(self, number: int, _frame) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
-        print(f"\n{self.received.name}: stopping behind this step, with a checkpoint. A second one stops at once.",
-              flush=True)
+        if self.received is None:
+            self.received, self._since = signal.Signals(number), time.monotonic()
+            print(f"\n{self.received.name}: stopping behind this step, with a checkpoint. A second one stops at once.",
+                  flush=True)
+        elif time.monotonic() - self._since > _SAME:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         while self._before:

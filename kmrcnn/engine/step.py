@@ -37,6 +37,12 @@ class TrainStep(Protocol):
     def sync(self) -> None:
         """Make the Keras variables of model and optimizer current."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What training needs to go on exactly beside the variables of model and optimizer. All replicas call it."""
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state` gave. All replicas call it."""
+
     def close(self) -> None:
         """Sync, and let go of model and optimizer."""
 

@@ -26,7 +26,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kmrcnn.engine.replicas import Replicas
+from kmrcnn.engine.replicas import Replicas, on_one_device
 from kmrcnn.engine.step import input_names, model_inputs
 
 SUM, MEAN = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
@@ -34,10 +34,6 @@ SUM, MEAN = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
 
 class Alone(Replicas):
     """One device: what a step asks of replicas, done without."""
-
-    def scope(self) -> contextlib.AbstractContextManager:
-        """In it models and optimizers are made that all replicas share."""
-        return contextlib.nullcontext()
 
     def inputs(self, model: keras.Model, batch: Mapping) -> Any:
         """The model's inputs of this process's rows of a batch, as `run` wants them."""
@@ -176,6 +172,12 @@ class TensorFlowReplicas(Alone):
         parts = self.gather_all(value)
         return parts if self.is_main else None
 
+    def share(self, value: Any) -> Any:
+        return self.gather_all(value if self.is_main else None)[0]
+
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        return np.any(self.gather_all(list(wishes)), axis=0).tolist()
+
     def gather_all(self, value: Any) -> list:
         """Objects of all processes, in order of rank, in every process."""
         if self._processes == 1:
@@ -199,11 +201,12 @@ class TensorFlowReplicas(Alone):
         self.gather_all(None)
 
 
-def make(config: Any, environment: Mapping[str, str] = os.environ) -> TensorFlowReplicas | None:
+def make(config: Any, training: bool = True,
+         environment: Mapping[str, str] = os.environ) -> TensorFlowReplicas | None:
     """The replicas that a Config's GPU_COUNT asks for, None for one. To be called before anything runs on TensorFlow.
 
     With TF_CONFIG for several processes each has its share of GPU_COUNT. Otherwise this process has GPU_COUNT GPUs, or
-    parts of the CPU where there is no GPU.
+    parts of the CPU where there is no GPU; None, with a warning, where the CPU cannot be divided any more.
 
     Raises:
         ValueError: there are not as many devices.
@@ -217,7 +220,11 @@ def make(config: Any, environment: Mapping[str, str] = os.environ) -> TensorFlow
     own = config.GPU_COUNT // processes
     _divide_cpu(own)
     if processes == 1:
-        return TensorFlowReplicas(tf.distribute.MirroredStrategy(_devices(own)))
+        devices = _devices(own)
+        if len(devices) == 1:
+            on_one_device(config, "The CPU can be divided only before TensorFlow first runs.")
+            return None
+        return TensorFlowReplicas(tf.distribute.MirroredStrategy(devices))
     replicas = TensorFlowReplicas(tf.distribute.MultiWorkerMirroredStrategy())
     if replicas.count != config.GPU_COUNT:
         raise ValueError(f"GPU_COUNT: found {config.GPU_COUNT}, expected {replicas.count}: the {processes} processes "
@@ -241,10 +248,10 @@ def _divide_cpu(count: int) -> None:
 def _devices(count: int) -> list[str]:
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     found = len(tf.config.list_logical_devices(kind))
-    if found < count:
-        hint = "" if kind == "GPU" else ", which can be divided only before TensorFlow first runs"
+    if found < count and kind == "GPU":
         raise ValueError(f"GPU_COUNT: found {count} on a machine, expected at most {found}: TensorFlow sees {found} "
-                         f"{kind}{hint}")
+                         "GPUs")
+    count = count if found >= count else 1
     return [f"{kind}:{index}" for index in range(count)]
 
 

@@ -13,7 +13,7 @@ import keras
 import torch
 import torch.distributed as dist
 
-from kmrcnn.engine.replicas import Replicas
+from kmrcnn.engine.replicas import Replicas, on_one_device
 from kmrcnn.engine.torch_heartbeat import Heartbeat
 from kmrcnn.ops.torch_collectives import Buckets, all_reduce_sum
 
@@ -78,6 +78,18 @@ class TorchReplicas(Replicas):
         dist.gather_object(value, parts, dist.get_global_rank(self._group, 0), self._group)
         return parts
 
+    def share(self, value: Any) -> Any:
+        """See `Replicas`."""
+        values = [value]
+        dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
+        return values[0]
+
+    def any(self, wishes: Sequence[bool]) -> list[bool]:
+        """See `Replicas`."""
+        votes = torch.tensor(wishes, dtype=torch.int32)
+        dist.all_reduce(votes, group=self._group)
+        return [bool(vote) for vote in votes]
+
     def barrier(self) -> None:
         """See `Replicas`."""
         dist.all_reduce(torch.zeros(1), group=self._group)
@@ -123,9 +135,13 @@ def join(count: int | None, environment: Mapping[str, str] = os.environ,
     return TorchReplicas(store=store, timeout=timeout)
 
 
-def make(config: Any, environment: Mapping[str, str] = os.environ) -> Replicas | None:
-    """The replicas that a Config's GPU_COUNT asks for, see `join`."""
-    return join(config.GPU_COUNT, environment)
+def make(config: Any, training: bool, environment: Mapping[str, str] = os.environ) -> Replicas | None:
+    """The replicas that a Config's GPU_COUNT asks for, see `join` and `kmrcnn.engine.replicas.make`."""
+    replicas = join(config.GPU_COUNT if training else None, environment)
+    if replicas is None and training and config.GPU_COUNT > 1:
+        on_one_device(config, "Start a sample with --devices, a script of your own with kmrcnn.engine.launch.run or "
+                              "torchrun, to use several.")
+    return replicas
 
 
 def use_own_device(environment: Mapping[str, str] = os.environ) -> None:

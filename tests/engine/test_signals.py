@@ -15,7 +15,7 @@ pytestmark = pytest.mark.once
 
 @pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, SystemExit, 143),
                                                        (signal.SIGINT, KeyboardInterrupt, None)])
-def test_the_first_is_noted_and_the_second_is_not_ours(number, error, code, capsys):
+def test_the_first_is_noted_and_a_later_one_is_not_ours(number, error, code, capsys, monkeypatch):
     seen = []
     before = signal.signal(number, lambda *_: seen.append("own"))
     try:
@@ -24,6 +24,9 @@ def test_the_first_is_noted_and_the_second_is_not_ours(number, error, code, caps
             os.kill(os.getpid(), number)
             assert signals.received == number and not seen
             assert f"{number.name}: stopping behind this step" in capsys.readouterr().out
+            os.kill(os.getpid(), number)
+            assert not seen and not capsys.readouterr().out  # a batch system's beside a launcher's
+            monkeypatch.setattr("kmrcnn.engine.signals._SAME", 0.0)
             os.kill(os.getpid(), number)
             assert seen == ["own"]
         with pytest.raises(error) as caught:
