@@ -29,6 +29,8 @@ class CSVLog(keras.callbacks.Callback):
     that are trained again are dropped, and so is one that was cut off. A file that cannot be written gives one warning.
     """
 
+    main_only = True
+
     def __init__(self, filepath: str | os.PathLike):
         super().__init__()
         self._filepath = os.fspath(filepath)

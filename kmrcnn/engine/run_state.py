@@ -164,7 +164,7 @@ def _optimizer_arrays(optimizer) -> dict[str, np.ndarray]:
 
 
 def _array(variable: keras.Variable) -> np.ndarray:
-    array = keras.ops.convert_to_numpy(variable.value)
+    array = keras.ops.convert_to_numpy(variable)
     return array.astype(np.float32) if array.dtype.kind == "V" else array  # bfloat16, which a file cannot name
 
 

@@ -180,24 +180,6 @@ def test_checkpoints_inside_an_epoch_come_by_the_clock_at_updates(tmp_path):
 
 
 @pytest.mark.once
-def test_without_a_state_of_the_step_a_signal_waits_for_the_update(tmp_path):
-    class Bare:
-        def __init__(self, step):
-            self._step, self.close, self.sync = step, step.close, step.sync
-
-        def __call__(self, batch):
-            return self._step(batch)
-
-        accumulated = property(lambda self: self._step.accumulated)
-        traces = property(lambda self: self._step.traces)
-        engine = property(lambda self: self._step.engine)
-
-    with pytest.raises(SystemExit):
-        Training(tmp_path, wrap=Bare).run(StoppingAt(4, signal.SIGTERM), accumulation=2)
-    assert read_last(tmp_path / "state").notes["step"] == 2
-
-
-@pytest.mark.once
 def test_the_step_s_own_state_is_kept(tmp_path):
     class Own:
         def __init__(self, step):
@@ -274,7 +256,7 @@ class Reporting:
 
     def __init__(self, step, bad: range):
         self._step, self._bad, self._number = step, bad, -1
-        self.close, self.sync = step.close, step.sync
+        self.close, self.sync, self.state = step.close, step.sync, step.state
         self.accumulated, self.traces, self.engine = 0, 0, ""
 
     def __call__(self, batch):
