@@ -49,7 +49,8 @@ class Detector:
     """Runs an inference graph on images.
 
     Images that mold to the same shape share batches, of config.BATCH_SIZE in one process; a batch that is not full is
-    completed with blank images. So every shape has one compiled graph, and an image's result does not depend on its neighbours.
+    completed with blank images. So every shape has one compiled graph, and an image's result does not depend on its
+    neighbours.
     Other threads mold the next images and pack the last results while the network runs.
 
     May be called from several threads: the network runs in one at a time, the work around it in parallel.

@@ -29,7 +29,7 @@ def _run(folder: Path, devices: int) -> Path:
 def _weights(path: Path) -> dict[str, np.ndarray]:
     arrays = {}
     with h5py.File(path) as file:
-        file.visititems(lambda name, item: arrays.__setitem__(name, item[()]) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(lambda name, item: arrays.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
     return arrays
 
 

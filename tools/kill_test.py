@@ -71,6 +71,8 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
 def start(folder: Path, args: argparse.Namespace, slow: bool = False) -> subprocess.Popen:
     """The child, in a process group of its own with its workers."""
     folder.mkdir(parents=True, exist_ok=True)
+    for mark in (WRITING, BEGUN):
+        (folder / mark).unlink(missing_ok=True)
     command = [sys.executable, __file__, "--child", str(folder), f"--devices={args.devices}",
                f"--epochs={args.epochs}", f"--steps={args.steps}", *(["--slow"] if slow else [])]
     with open(folder / "output.txt", "a") as output:
@@ -110,11 +112,6 @@ def place(folder: Path) -> tuple[str, list[str]]:
     return good, bad
 
 
-def half_written(folder: Path) -> bool:
-    """Whether a checkpoint without its name lies there."""
-    return any((folder / "logs").glob(f"{NAME}2*/state/.*.tmp"))
-
-
 def wait(process: subprocess.Popen, seconds: float, until=lambda: False) -> bool:
     """Wait for a time or an event. Returns whether the child still runs."""
     end = time.monotonic() + seconds
@@ -129,25 +126,27 @@ def kill_again_and_again(folder: Path, args: argparse.Namespace, aims: list[str]
 
     Args:
         aims: what each kill waits for: "any", "epoch" or "write"; those that were tried are taken out.
-        wall: seconds that the run takes alone. ready: seconds until it makes steps.
+        wall: seconds that the run takes alone. ready: of these, until it begins to train.
 
     Returns:
         What each kill hit, "damaged" if a checkpoint with its final name could not be read.
     """
-    # On average a kill's share of the run, and never all of it.
-    hits, longest = [], (wall - ready) * min(2 / args.kills, 0.6)
+    # On average two kills' share of the run, and never all of it: some of it is done twice.
+    hits, longest = [], (wall - ready) * min(4 / args.kills, 0.6)
     while aims:
         aim, begin = aims[0], time.monotonic()
         process = start(folder, args, slow=aim == "write")
-        alive = wait(process, draw.uniform(0.0 if aim == "any" else ready, ready + longest))
+        if aim == "any":
+            alive = wait(process, draw.uniform(0, ready + longest))
+        else:
+            alive = wait(process, 120, (folder / BEGUN).exists) and wait(process, draw.uniform(0, longest))
         if alive and aim == "write":
-            (folder / WRITING).unlink(missing_ok=True)
             alive = wait(process, 60, (folder / WRITING).exists) and wait(process, draw.uniform(0, 0.1))
         if not alive:
             break
         kill(process)
         good, bad = place(folder)
-        hits.append("damaged" if bad else "write" if half_written(folder) else
+        hits.append("damaged" if bad else "write" if (folder / WRITING).exists() else
                     "epoch" if good.split("-")[-1].strip("0") else "other")
         print(f"{args.kills - len(aims) + 1:5d}  {aim:6s} {time.monotonic() - begin:7.1f} s   {hits[-1]:8s} {good:12s}"
               f"{'; '.join(bad)}", flush=True)
