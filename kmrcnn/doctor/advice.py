@@ -59,9 +59,9 @@ def _anchor_hints(anchors: AnchorAdvice | None, config: Any) -> list[Hint]:
     own = tuple(config.RPN_ANCHOR_SCALES), tuple(config.RPN_ANCHOR_RATIOS)
     better = anchors.recall > anchors.own_recall + _WORTH
     scales, ratios = (anchors.scales, anchors.ratios) if better else own
-    text = (f"{anchors.recall:.1%} of the boxes have an anchor of IoU {config.RPN_POSITIVE_IOU} or more, with the "
-            f"Config's own {anchors.own_recall:.1%}; mean best IoU {anchors.mean_iou:.3f} instead of "
-            f"{anchors.own_mean_iou:.3f}")
+    text = (f"{anchors.recall:.1%} of the boxes, in images as this Config resizes them, have an anchor of IoU "
+            f"{config.RPN_POSITIVE_IOU} or more, with the Config's own {anchors.own_recall:.1%}; "
+            f"mean best IoU {anchors.mean_iou:.3f} instead of {anchors.own_mean_iou:.3f}")
     if not better:
         text = f"k-means finds none that are better. Its best are {anchors.scales} with {anchors.ratios}: {text}"
     return [Hint("RPN_ANCHOR_SCALES", own[0], scales, text),

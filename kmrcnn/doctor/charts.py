@@ -13,6 +13,7 @@ from kmrcnn.doctor.split import Split
 from kmrcnn.figures import Picture
 
 _COLOURS = ("#3b6ea5", "#d98032", "#4f9a5b", "#a7506b", "#7a68a6", "#8a7f4a")
+_MOST_CLASSES = 120
 _SMALL, _LARGE = 32.0, 96.0  # COCO's limits of "small" and "large" objects, pixels
 
 
@@ -33,13 +34,16 @@ def draw_charts(splits: Sequence[Split], folder: str | os.PathLike) -> list[tupl
 def _classes(splits: Sequence[Split], title: str, path: Path) -> None:
     counts = [split.class_counts() for split in splits]
     names = sorted({name for own in counts for name in own}, key=lambda name: -sum(own.get(name, 0) for own in counts))
+    if len(names) > _MOST_CLASSES:
+        names = [*names[: _MOST_CLASSES // 2], *names[-_MOST_CLASSES // 2 :]]
+        title += f": the {_MOST_CLASSES // 2} most frequent and as many of the rarest"
     picture = Picture((9, max(2.0, 0.8 + 0.22 * len(names))), save_path=path)
     axes, rows, thick = picture.ax, np.arange(len(names)), 0.8 / len(splits)
     for place, (split, own) in enumerate(zip(splits, counts, strict=True)):
         axes.barh(rows + (place - (len(splits) - 1) / 2) * thick, [own.get(name, 0) for name in names], thick,
                   color=_colour(place), label=split.name)
     # Logarithmic, from one half: a class of one object has a bar, a class of none has not.
-    axes.set_xscale("log")
+    _logarithmic(axes)
     axes.set_xlim(left=0.5)
     axes.set_yticks(rows, [name if len(name) < 28 else name[:26] + "..." for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -51,7 +55,10 @@ def _object_sizes(splits: Sequence[Split], title: str, path: Path) -> None:
     picture = Picture((9, 3.6), save_path=path)
     sizes = [np.sqrt((split.boxes()[:, 2:] - split.boxes()[:, :2]).prod(axis=1)) for split in splits]
     _histogram(picture.ax, splits, sizes, "square root of the box's area, pixels of the image")
+    low, high = picture.ax.get_xlim()
     for limit, text in ((_SMALL, "small < 32"), (_LARGE, "large > 96")):
+        if not low < limit < high:
+            continue
         picture.ax.axvline(limit, color="black", linewidth=0.8, linestyle=":")
         picture.ax.text(limit, 0.98, f" {text}", transform=picture.ax.get_xaxis_transform(), fontsize=8, va="top")
     _finish(picture, title)
@@ -73,8 +80,7 @@ def _histogram(axes: Any, splits: Sequence[Split], values: Sequence[np.ndarray],
         if len(own):
             axes.hist(own, bins, weights=np.full(len(own), 100 / len(own)), histtype="stepfilled", alpha=0.45,
                       color=_colour(place), edgecolor=_colour(place), label=f"{split.name} ({len(own)})")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    _logarithmic(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("% of the objects")
 
@@ -102,8 +108,9 @@ def _image_sizes(splits: Sequence[Split], title: str, path: Path) -> None:
                            color=_colour(place), edgecolor="none", label=split.name)
     picture.ax.set_xlabel("width, pixels (larger dots: more images)")
     picture.ax.set_ylabel("height, pixels")
-    picture.ax.set_xlim(left=0)
-    picture.ax.set_ylim(bottom=0)
+    tallest, widest = np.max([split.sizes().max(axis=0, initial=1) for split in splits], axis=0)
+    picture.ax.set_xlim(0, 1.08 * widest)
+    picture.ax.set_ylim(0, 1.08 * tallest)
     _finish(picture, title)
 
 
@@ -122,6 +129,16 @@ def _places(splits: Sequence[Split], title: str, path: Path) -> None:
     picture.figure.suptitle(title, fontsize=12)
     picture.figure.tight_layout()
     picture.finish()
+
+
+def _logarithmic(axes: Any) -> None:
+    """The x axis, with readable numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _colour(place: int) -> str:

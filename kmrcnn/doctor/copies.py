@@ -15,6 +15,7 @@ from kmrcnn.doctor.split import Image, Split
 LEAST_CORRELATION = 0.95
 # Such copies differ in up to 8 of the hash's 64 bits. Pairs further apart are not compared in detail.
 MOST_BITS = 8
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, which makes images grey
 _FLAT = 2.0  # grey levels of standard deviation; flat images all look alike
 
 
@@ -55,7 +56,7 @@ def similar(small: Sequence[np.ndarray]) -> Iterator[tuple[int, int, str]]:
     """
     if not small:
         return
-    grey = np.stack([image.mean(axis=2) for image in small]).astype(np.float32)
+    grey = np.stack([image @ _LUMA for image in small])
     telling = np.flatnonzero(grey.std(axis=(1, 2)) > _FLAT)
     hashes, mirrored = image_hashes(grey), image_hashes(grey[:, :, ::-1])
     matched = np.zeros(len(small), bool)
