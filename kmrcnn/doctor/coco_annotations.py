@@ -14,16 +14,18 @@ from kmrcnn.doctor.split import Image, Instance
 Report = Callable[..., None]  # report(check, image id, annotation id, text)
 
 OUTSIDE = 1.0  # pixels that a box or a polygon may reach outside, because tools disagree about the last pixel
+_FAR = 10  # image sides; pycocotools takes memory for every pixel of a polygon's border, inside or not
 # COCO's own boxes of tiny objects differ by up to 2 pixels from their masks, an IoU of 0.4; no IoU of boxes whose sides
 # are off by more than 3 pixels is below 0.77 where they are compared with the polygons.
 _LEAST_IOU, _SIDE = 0.7, 3.0
 _AREA_RATIO, _AREA_PIXELS = 1.25, 4.0  # areas of masks of 30 pixels are off by a fifth from the polygons'
 
 
-def check_annotation(entry: dict[str, Any], place: int, image: Image, masks: bool, report: Report) -> Instance | None:
-    """Check an annotation of an image; returns it if it has a usable box or outline."""
+def check_annotation(entry: dict[str, Any], number: Any, place: int, image: Image, masks: bool,
+                     report: Report) -> Instance | None:
+    """Check an annotation, `number` being its id, of an image; returns it if it has a usable box or outline."""
     def found(check: str, text: str) -> None:
-        report(check, image.id, entry.get("id"), text)
+        report(check, image.id, number, text)
 
     crowd = bool(entry.get("iscrowd"))
     box = _box(entry.get("bbox"), image, found)
@@ -32,10 +34,9 @@ def check_annotation(entry: dict[str, Any], place: int, image: Image, masks: boo
         _compare_boxes(_clipped(box, image), extent, found)
     if areas and not crowd:  # COCO's crowds have areas of their own: up to 1.7 times the mask's
         _compare_areas(entry.get("area"), areas, found)
-    box = extent if box is None else box
-    if box is None:
+    if box is None and extent is None:
         return None
-    return Instance(entry.get("id"), place, entry.get("category_id"), box, crowd, outline)
+    return Instance(number, place, entry.get("category_id"), box or extent, crowd, outline, boxed=box is not None)
 
 
 def _box(bbox: Any, image: Image, found: Callable[[str, str], None]) -> tuple[float, float, float, float] | None:
@@ -101,7 +102,9 @@ def _points(polygon: Any, image: Image, found: Callable[[str, str], None]) -> np
     if min(left, top) < -OUTSIDE or right > image.width + OUTSIDE or bottom > image.height + OUTSIDE:
         found("polygon_outside", f"polygon from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) (x, y) in an image of "
                                  f"{image.width} x {image.height}")
-        if left >= image.width or top >= image.height or right <= 0 or bottom <= 0:
+        far = _FAR * max(image.height, image.width)
+        unseen = left >= image.width or top >= image.height or right <= 0 or bottom <= 0
+        if unseen or max(-left, -top, right, bottom) > far:
             return None
     return points
 

@@ -13,6 +13,8 @@ from kmrcnn.doctor.coco_annotations import Report, check_annotation
 from kmrcnn.doctor.findings import Finding
 from kmrcnn.doctor.split import Image, Split
 
+_SHOWN = 12  # gaps between category ids that are named
+
 
 def read_coco(name: str, annotation_file: str | os.PathLike, image_dir: str | os.PathLike,
               masks: bool = True) -> tuple[Split, list[Finding]]:
@@ -69,16 +71,13 @@ def _categories(entries: list[dict[str, Any]], report: Report) -> dict[Any, str]
             found[number] = title
     if 0 in found:
         report("category_zero", text=f"category 0 is {found[0]!r}")
-    if found and sorted(found) != list(range(min(found), min(found) + len(found))):
-        missing = sorted(set(range(min(found), max(found))) - set(found))
-        report("category_gaps", text=f"{len(found)} ids up to {max(found)}, without {_list(missing)}")
-    elif found and min(found) > 1:
-        report("category_gaps", text=f"{len(found)} ids from {min(found)} up")
+    ids = [0, *sorted(found.keys() - {0})]
+    gaps = [f"{one + 1}" if other == one + 2 else f"{one + 1} to {other - 1}"
+            for one, other in zip(ids, ids[1:], strict=False) if other > one + 1]
+    if gaps:
+        shown = ", ".join(gaps[:_SHOWN]) + (", ..." if len(gaps) > _SHOWN else "")
+        report("category_gaps", text=f"{len(found)} ids up to {max(found)}, without {shown}")
     return found
-
-
-def _list(numbers: list[int], shown: int = 12) -> str:
-    return ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")
 
 
 def _images(entries: list[dict[str, Any]], image_dir: str | os.PathLike, report: Report) -> list[Image]:
@@ -87,7 +86,7 @@ def _images(entries: list[dict[str, Any]], image_dir: str | os.PathLike, report:
     for entry in entries:
         number, problem = entry.get("id"), _entry_problem(entry)
         if problem:
-            report("image_entry", number, text=problem)
+            report("image_entry", _key(number), text=problem)
         elif number in images:
             report("duplicate_image_id", number, text=f"{images[number].path} and {entry['file_name']}")
         else:
@@ -120,13 +119,13 @@ def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, repor
     seen: set[Any] = set()
     annotated: set[Any] = set()
     for entry in entries:
-        number, image_id = entry.get("id"), _key(entry.get("image_id"))
+        number, image_id = _key(entry.get("id")), _key(entry.get("image_id"))
         annotated.add(image_id)
         if number is None:
             report("annotation_entry", image_id, text=f"category {entry.get('category_id')}, box {entry.get('bbox')}")
-        elif _key(number) in seen:
+        elif number in seen:
             report("duplicate_annotation_id", image_id, number, f"box {entry.get('bbox')}")
-        seen.add(_key(number))
+        seen.add(number)
         known = _key(entry.get("category_id")) in split.categories
         if not known:
             report("unknown_category", image_id, number, f"category {entry.get('category_id')!r}")
@@ -134,7 +133,7 @@ def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, repor
             report("unknown_image", image_id, number, f"image {entry.get('image_id')!r} is not in the file")
             continue
         place = places[image_id]
-        instance = check_annotation(entry, place, split.images[place], masks, report)
+        instance = check_annotation(entry, number, place, split.images[place], masks, report)
         if instance is not None and known:
             split.instances.append(instance)
     for image_id in _without(places, annotated):

@@ -60,11 +60,12 @@ def similar(small: Sequence[np.ndarray]) -> Iterator[tuple[int, int, str]]:
     telling = np.flatnonzero(grey.std(axis=(1, 2)) > _FLAT)
     hashes, mirrored = image_hashes(grey), image_hashes(grey[:, :, ::-1])
     matched = np.zeros(len(small), bool)
+    ordered = hashes[telling]
     for rank, one in enumerate(telling):
         later = telling[rank + 1 :]
         for own, picture, how in ((hashes[one], grey[one], "nearly the same as"),
                                   (mirrored[one], grey[one][:, ::-1], "mirror image of")):
-            near = later[np.bitwise_count(hashes[later] ^ own) <= MOST_BITS]
+            near = later[np.bitwise_count(ordered[rank + 1 :] ^ own) <= MOST_BITS]
             for other in near[~matched[near]]:
                 alike = correlation(picture, grey[other])
                 if alike >= LEAST_CORRELATION:

@@ -75,7 +75,10 @@ def _check_picture(picture: Pillow.Image, image: Image, split: str) -> Iterable[
         yield Finding(check, split, image.id, text=text)
     elif turn in range(2, 9):
         yield Finding("exif_turned", split, image.id, text=text)
-    if picture.mode in ("1", "L", "LA", "I", "F") or picture.mode.startswith("I;16"):
+    if picture.mode in ("I", "F") and picture.format != "PNG":
+        yield Finding("unreadable_file", split, image.id,
+                      text=f"{image.path}: 32-bit pixels (mode {picture.mode}), kmrcnn reads 8 and 16 bits")
+    elif picture.mode in ("1", "L", "LA", "I") or picture.mode.startswith("I;16"):
         yield Finding("grey_image", split, image.id, text=f"{image.path}: mode {picture.mode}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageOps
 
+from kmrcnn.data.outlines import decode_rles, to_rle
 from kmrcnn.doctor.examine import Examination
 from kmrcnn.doctor.findings import Finding, by_check
 from kmrcnn.doctor.split import Image, Instance, Split
@@ -85,12 +86,26 @@ def _draw(picture: Pillow.Image, instances: Sequence[Instance], scale: float) ->
     if margin:
         draw.rectangle([margin - 1, margin - 1, picture.width - margin, picture.height - margin], outline=_EDGE)
     for item in instances:
+        if item.boxed:
+            y1, x1, y2, x2 = (value * scale + margin for value in item.box)
+            draw.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=_BOX, width=2)
+        if isinstance(item.outline, dict):
+            _tint(picture, item.outline, margin)
         for polygon in item.outline if isinstance(item.outline, list) else ():
             points = (np.asarray(polygon).reshape(-1, 2) * scale + margin).ravel().tolist()
             draw.polygon(points, outline=_OUTLINE, width=2)
-        y1, x1, y2, x2 = (value * scale + margin for value in item.box)
-        draw.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=_BOX, width=2)
     return picture
+
+
+def _tint(picture: Pillow.Image, rle: dict[str, Any], margin: int) -> None:
+    """Show a mask of run lengths in half transparent green."""
+    try:
+        mask = decode_rles([to_rle(rle, *rle["size"])], *rle["size"])[..., 0]
+    except Exception:  # pycocotools raises bare Exceptions; what cannot be decoded is reported already
+        return
+    room = (picture.width - 2 * margin, picture.height - 2 * margin)
+    veil = Pillow.fromarray(mask).convert("L").resize(room).point(lambda value: value // 2)
+    picture.paste(_OUTLINE, (margin, margin), veil)
 
 
 def _beside(one: Pillow.Image, other: Pillow.Image) -> Pillow.Image:

@@ -31,6 +31,7 @@ class Instance:
         box: (y1, x1, y2, x2) pixels, half-open.
         crowd: it is a region of many objects.
         outline: polygons [[x, y, ...], ...], a run-length dict, or None.
+        boxed: the box is the annotated one; False: it is the outline's, because that one cannot be used.
     """
 
     id: Any
@@ -39,6 +40,7 @@ class Instance:
     box: tuple[float, float, float, float]
     crowd: bool = False
     outline: Any = None
+    boxed: bool = True
 
 
 @dataclass
