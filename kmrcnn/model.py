@@ -260,7 +260,8 @@ class MaskRCNN:
             learning_rate: None takes LEARNING_RATE, or leaves a compiled optimizer's own.
             epochs: cumulative: 30 after a call with 10, or after loading epoch 10, trains 20 more.
             layers: "heads", "3+", "4+", "5+", "all", or a regular expression of layer names.
-            augmentation: see `kmrcnn.data.augment`; not used on images of `no_augmentation_sources`.
+            augmentation: see `kmrcnn.data.augment`, by default the AUGMENTATION of the config; not used on images of
+                `no_augmentation_sources`.
             custom_callbacks: Keras callbacks.
             workers: loader workers, LOADER_WORKERS by default.
             verbose: 0 silent, 1 progress.
@@ -300,7 +301,7 @@ class MaskRCNN:
         with contextlib.ExitStack() as stack:
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers,
-                no_augmentation_sources=no_augmentation_sources))
+                no_augmentation_sources=no_augmentation_sources, training=True))
             val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
             step = build_train_step(self.keras_model, optimizer, *terms, execution)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
