@@ -56,11 +56,11 @@ def form_groups(
     """
     shortest = settings.IMAGE_RESIZE_MODE == "shortest" and not settings.IMAGE_SHAPES
     frames = training_frames(settings) if training else [settings]
-    fixed = _only_shape(frames[0])
-    if fixed:
+    widest = frames[-1]  # the shapes of small scales may be rounded up to the same one
+    if _only_shape(widest):
         members = np.asarray(dataset.image_ids)
         return [[Bucket(members, None, _only_shape(frame), frame) for frame in frames]]
-    key = (lambda h, w: h > w) if shortest else (lambda h, w: plan_for(frames[0], h, w).shape)
+    key = (lambda h, w: h > w) if shortest else (lambda h, w: plan_for(widest, h, w).shape)
     groups = _grouped(dataset, size_before, key, note)
     if shortest:
         return [_shortest_buckets(*group, frames, training) for group in groups.values()]
@@ -71,7 +71,7 @@ def form_groups(
         )
     if len(frames) == 1:
         return [[Bucket(members, None, shape, frames[0])] for shape, (members, _) in groups.items()]
-    places = [tuple(shape) for shape in frames[0].IMAGE_SHAPES]
+    places = [tuple(shape) for shape in widest.IMAGE_SHAPES]
     return [[_shaped(members, frame.IMAGE_SHAPES[places.index(shape)], frame) for frame in frames]
             for shape, (members, _) in groups.items()]
 
