@@ -20,6 +20,12 @@ def _rate(schedule, step: int) -> float:
     return float(keras.ops.convert_to_numpy(schedule(keras.ops.convert_to_tensor(step))))
 
 
+def _rates(schedule, steps: range) -> np.ndarray:
+    """The rates at many steps at once."""
+    rates = keras.ops.convert_to_numpy(schedule(keras.ops.convert_to_tensor(np.array(steps, "int32"))))
+    return np.broadcast_to(rates, len(steps))
+
+
 def _config(**settings) -> Config:
     config = type("Recipe", (Config,), {"NAME": "recipe", "NUM_CLASSES": 2})()
     for name, value in settings.items():
@@ -68,16 +74,14 @@ def test_policies_are_detectrons(kind, settings, policy, reference, warmup):
     own = {f"warmup_{name}" if name == "method" else name: value for name, value in warmup.items()}
     length = 20 if warmup else 0
     schedule = Schedule(0.02, kind, warmup_steps=length, first_step=5, **settings, **own)
-    for step in range(5, 100):
-        wanted = detectron_rate(step, 0.02, policy, warmup=length, **reference, **warmup)
-        assert _rate(schedule, step - 5) == pytest.approx(wanted, rel=2e-6, abs=1e-9), step
+    wanted = [detectron_rate(step, 0.02, policy, warmup=length, **reference, **warmup) for step in range(5, 100)]
+    np.testing.assert_allclose(_rates(schedule, range(95)), wanted, rtol=2e-6, atol=1e-9)
 
 
 def test_cosine_by_segments():
     schedule = Schedule(1e-3, "cosine", steps=[30, 50], total=90, min_factor=0.1)
-    for step in range(100):
-        wanted = segment_cosine(step, [30, 50, 90], 1e-3, 0.1)
-        assert _rate(schedule, step) == pytest.approx(wanted, rel=1e-5), step
+    wanted = [segment_cosine(step, [30, 50, 90], 1e-3, 0.1) for step in range(100)]
+    np.testing.assert_allclose(_rates(schedule, range(100)), wanted, rtol=1e-5)
 
 
 def test_lengths_in_epochs_are_updates_of_accumulated_batches():
@@ -92,8 +96,7 @@ def test_a_stage_goes_on_where_the_last_ended_and_cosine_ends_with_it():
     config, model = _config(LEARNING_RATE=1.0, LR_SCHEDULE="cosine", STEPS_PER_EPOCH=10), build_model()
     whole = ready_optimizer(None, model, config, None, updates_between(config, 0, 8))._learning_rate
     second = ready_optimizer(None, model, config, 0.5, updates_between(config, 4, 8))._learning_rate
-    for step in range(40):
-        assert _rate(second, step) == pytest.approx(0.5 * _rate(whole, step + 40), rel=1e-6)
+    np.testing.assert_allclose(_rates(second, range(40)), 0.5 * _rates(whole, range(40, 80)), rtol=1e-5, atol=1e-7)
     assert _rate(second, 40) == pytest.approx(0, abs=1e-7)
 
 
