@@ -173,6 +173,9 @@ class Config:
     IMAGE_CHANNEL_COUNT = 3
     IMAGE_DIVISOR = 64  # image sides in pixels are multiples of this
     IMAGE_SHAPES: Sequence | None = None  # up to 8 (height, width) buckets for rectangular training
+    TRAIN_SCALES: Sequence | None = None  # short sides instead of IMAGE_MIN_DIM, one drawn for each training batch
+    ASPECT_GROUPING = False  # training batches of images of like width / height, in rectangles or sorted
+    AUGMENTATION: Sequence | None = None  # of training where `train` is given none, see kmrcnn.data.augment.build
     MEAN_PIXEL = np.array([123.7, 116.8, 103.9])  # RGB
     STD_PIXEL = np.ones(1)  # RGB, or one number for all channels
     USE_MINI_MASK = True

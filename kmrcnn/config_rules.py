@@ -120,6 +120,15 @@ def _image_shapes(key: str, value: Any) -> None:
         _numbers(2, 1, whole=True)(key, shape)
 
 
+def _augmentation(key: str, value: Any) -> None:
+    if not isinstance(value, list | tuple):
+        fail(key, value, "None or a list")
+    for item in value:
+        one = isinstance(item, Mapping) and len(item) == 1 and isinstance(next(iter(item.values())), Mapping | None)
+        if not isinstance(item, str) and not one:
+            fail(key, item, 'class names, or {"class name": {"argument": value}}, of kmrcnn.data.augment')
+
+
 # Settings that share one rule.
 _COUNTS = (
     "GPU_COUNT", "IMAGES_PER_GPU", "STEPS_PER_EPOCH", "GRADIENT_ACCUMULATION", "FPN_CLASSIF_FC_LAYERS_SIZE",
@@ -141,7 +150,7 @@ _SWITCHES = (
     "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
     "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
     "CLIP_PROPOSALS_TO_WINDOW", "INCLUSIVE_BOXES", "PREDICT_MASKS", "SYNC_BN",
-    "DETERMINISTIC",
+    "DETERMINISTIC", "ASPECT_GROUPING",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -172,6 +181,8 @@ RULES: dict[str, Rule] = {
     "BBOX_STD_DEV": _numbers(4, 1e-6),
     "LOSS_WEIGHTS": _loss_weights,
     "IMAGE_SHAPES": _optional(_image_shapes),
+    "TRAIN_SCALES": _optional(_numbers(None, 1, whole=True)),
+    "AUGMENTATION": _optional(_augmentation),
     "IMAGE_RESIZE_MODE": _choice("none", "square", "pad64", "crop", "shortest"),
     "IMAGE_SIZE_ROUNDING": _choice("round", "half_up", "floor", "short_side"),
     "IMAGE_INTERPOLATION": _choice("uint8", "float", "antialias"),
@@ -208,6 +219,7 @@ def check_images(config: Any) -> None:
     key = "IMAGE_MIN_DIM" if mode == "crop" else "IMAGE_MAX_DIM"
     if mode != "shortest" and int(config.IMAGE_SHAPE[0]) % divisor:
         fail(key, getattr(config, key), f"a multiple of IMAGE_DIVISOR={divisor}, such as {4 * divisor}")
+    _check_training_sizes(config)
     for shape in config.IMAGE_SHAPES or ():
         if any(size % divisor for size in shape):
             fail("IMAGE_SHAPES", tuple(shape), f"sizes that are multiples of IMAGE_DIVISOR={divisor}")
@@ -217,6 +229,17 @@ def check_images(config: Any) -> None:
         fail("STD_PIXEL", config.STD_PIXEL, f"1 or {config.IMAGE_CHANNEL_COUNT} numbers (IMAGE_CHANNEL_COUNT)")
     if config.MASK_TARGETS == "roi_align" and config.USE_MINI_MASK:
         fail("MASK_TARGETS", "roi_align", "'crop', as USE_MINI_MASK is True: mini-masks do not cover the image")
+
+
+def _check_training_sizes(config: Any) -> None:
+    mode = config.IMAGE_RESIZE_MODE
+    fits = mode in ("square", "shortest")
+    if config.TRAIN_SCALES is not None and not fits:
+        fail("TRAIN_SCALES", config.TRAIN_SCALES, f"None, as IMAGE_RESIZE_MODE is {mode!r}; use ScaleJitter")
+    if config.TRAIN_SCALES is not None and not config.IMAGE_MIN_DIM:
+        fail("IMAGE_MIN_DIM", config.IMAGE_MIN_DIM, "a size that TRAIN_SCALES are relative to")
+    if config.ASPECT_GROUPING and not fits:
+        fail("ASPECT_GROUPING", True, f"False, as IMAGE_RESIZE_MODE is {mode!r}")
 
 
 def check_network(config: Any) -> None:

@@ -268,7 +268,8 @@ class MaskRCNN:
             learning_rate: None takes LEARNING_RATE, or leaves a compiled optimizer's own.
             epochs: cumulative: 30 after a call with 10, or after loading epoch 10, trains 20 more.
             layers: "heads", "3+", "4+", "5+", "all", or a regular expression of layer names.
-            augmentation: see `kmrcnn.data.augment`; not used on images of `no_augmentation_sources`.
+            augmentation: see `kmrcnn.data.augment`, by default the AUGMENTATION of the config; not used on images of
+                `no_augmentation_sources`.
             custom_callbacks: Keras callbacks. Of several processes each has them all, and the same logs; those that
                 write files, Keras' own and such as have an attribute `main_only = True`, run in the main one alone.
             workers: loader workers, LOADER_WORKERS by default.
@@ -311,7 +312,7 @@ class MaskRCNN:
             optimizer = self._ready_optimizer(learning_rate)
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers, shard=self.replicas.shard,
-                no_augmentation_sources=no_augmentation_sources))
+                no_augmentation_sources=no_augmentation_sources, training=True))
             val_batches = val_dataset and stack.enter_context(DataLoader(
                 val_dataset, self.config, workers=workers, shard=self.replicas.shard))
             step = build_train_step(self.keras_model, optimizer, *terms, execution)

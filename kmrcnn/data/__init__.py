@@ -15,13 +15,12 @@ _PUBLIC = {
     "BalloonDataset": "balloon",
     "DataLoader": "loader",
     "load_image_gt": "sample",
-    "Compose": "augment",
-    "HorizontalFlip": "augment",
-    "VerticalFlip": "augment",
-    "Transpose": "augment",
-    "Rotate90": "augment",
-    "Brightness": "augment",
-    "Contrast": "augment",
+    **dict.fromkeys(
+        ("Affine", "AspectCrop", "Augmentation", "Blur", "Brightness", "ColorJitter", "Compose", "Contrast",
+         "CopyPaste", "HSVJitter", "HorizontalFlip", "Noise", "OneOf", "Rotate90", "ScaleJitter", "Scene", "Transpose",
+         "VerticalFlip"),
+        "augment",
+    ),
 }
 
 

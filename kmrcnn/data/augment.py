@@ -1,167 +1,126 @@
-"""Augmentation of an image together with its masks."""
+"""Augmentation of an image together with its instances: all of ours by name, lists of them, and those of others.
+
+Ours derive from `kmrcnn.data.scene.Augmentation`, which says at which places one may act; see docs/augmentation.md.
+"""
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
-# imgaug augmenters that move pixels, the only ones to act on masks too (Matterport's list).
-_IMGAUG_GEOMETRIC = (
-    "Sequential",
-    "SomeOf",
-    "OneOf",
-    "Sometimes",
-    "Fliplr",
-    "Flipud",
-    "CropAndPad",
-    "Affine",
-    "PiecewiseAffine",
-)
+from kmrcnn.data.affine import Affine
+from kmrcnn.data.colour import Blur, Brightness, ColorJitter, Contrast, HSVJitter, Noise
+from kmrcnn.data.copy_paste import CopyPaste
+from kmrcnn.data.flips import HorizontalFlip, Rotate90, Transpose, VerticalFlip
+from kmrcnn.data.framing import AspectCrop, ScaleJitter
+from kmrcnn.data.plain_augment import apply_augmentation
+from kmrcnn.data.resize_plan import ResizePlan
+from kmrcnn.data.scene import Augmentation, Other, Scene, check_probability
+
+__all__ = [
+    "Affine", "AspectCrop", "Augmentation", "Blur", "Brightness", "ColorJitter", "Compose", "Contrast", "CopyPaste",
+    "HSVJitter", "HorizontalFlip", "Noise", "OneOf", "Rotate90", "ScaleJitter", "Scene", "Transpose", "VerticalFlip",
+    "apply_augmentation", "augment", "build",
+]  # fmt: skip
 
 
-def apply_augmentation(
-    augmentation: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Run any supported augmentation on image [H, W, C] and bool masks [H, W, N].
+def augment(augmentation: Any, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:
+    """Run an augmentation of any kind on a resized scene; see `apply_augmentation` for those that are not ours.
 
-    `augmentation` is a callable (image, masks, rng) -> (image, masks), or (image, masks) -> ..., or an imgaug
-    augmenter, or an albumentations transform. Those of the libraries are seeded from `rng`, on a copy, so
-    that a sample stays reproducible in any thread or process. Raises ValueError when a size changes.
+    Raises ValueError when a size changes, or where keypoints cannot follow.
     """
-    if hasattr(augmentation, "to_deterministic") and hasattr(augmentation, "augment_image"):
-        new_image, new_masks = _run_imgaug(augmentation, image, masks, rng)
-    elif type(augmentation).__module__.split(".")[0] == "albumentations":
-        new_image, new_masks = _run_albumentations(augmentation, image, masks, rng)
-    elif _takes_rng(augmentation):
-        new_image, new_masks = augmentation(image, masks, rng)
+    if isinstance(augmentation, Augmentation):
+        result = augmentation.apply(scene, rng, other)
+    elif scene.keypoints is not None:
+        raise ValueError(f"{type(augmentation).__name__} does not move keypoints: derive it from Augmentation")
     else:
-        new_image, new_masks = augmentation(image, masks)
-    if new_image.shape != image.shape:
-        raise ValueError(f"Augmentation shouldn't change image size: {image.shape} became {new_image.shape}")
-    if new_masks.shape != masks.shape:
-        raise ValueError(f"Augmentation shouldn't change mask size: {masks.shape} became {new_masks.shape}")
-    return new_image, new_masks if new_masks.dtype == bool else new_masks > 0
+        image, masks = apply_augmentation(augmentation, scene.image, scene.masks, rng)
+        result = replace(scene, image=image, masks=masks)
+    wanted = (*scene.image.shape[:2], len(result.class_ids))
+    if result.image.shape != scene.image.shape or result.masks.shape != wanted:
+        raise ValueError(
+            f"{type(augmentation).__name__} shouldn't change sizes: expected an image {scene.image.shape} and masks "
+            f"{wanted}, found {result.image.shape} and {result.masks.shape}"
+        )
+    return result
 
 
-def _takes_rng(augmentation: Callable) -> bool:
-    """Whether there is a third positional argument: a required one, *args, or one named rng."""
-    parameters = list(inspect.signature(augmentation).parameters.values())
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(places) > 2 and (places[2].default is places[2].empty or places[2].name == "rng")
-
-
-def _run_imgaug(augmenter: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-    import imgaug
-
-    def activator(images, augmenter, parents, default):
-        return type(augmenter).__name__ in _IMGAUG_GEOMETRIC
-
-    augmenter = copy.deepcopy(augmenter)
-    # imgaug before 0.4 calls it reseed
-    (augmenter.seed_ if hasattr(augmenter, "seed_") else augmenter.reseed)(int(rng.integers(2**31)))
-    fixed = augmenter.to_deterministic()
-    new_image = fixed.augment_image(np.ascontiguousarray(image))
-    if not masks.shape[2]:
-        return new_image, masks
-    hooks = imgaug.HooksImages(activator=activator)
-    return new_image, fixed.augment_image(masks.astype(np.uint8, order="C"), hooks=hooks)
-
-
-def _run_albumentations(
-    transform: Any, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator
-) -> tuple:
-    transform = copy.deepcopy(transform)
-    if hasattr(transform, "set_random_seed"):
-        transform.set_random_seed(int(rng.integers(2**31)))
-    planes = [np.ascontiguousarray(masks[:, :, index], np.uint8) for index in range(masks.shape[2])]
-    result = transform(image=np.ascontiguousarray(image), **({"masks": planes} if planes else {}))
-    return result["image"], np.stack(result["masks"], axis=2) if planes else masks
-
-
-class Compose:
+class Compose(Augmentation):
     """Run augmentations (of any supported kind) one after the other."""
 
     def __init__(self, augmentations: Sequence[Any]):
         self.augmentations = list(augmentations)
 
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
+    def size_before(self, height: int, width: int) -> tuple[int, int]:
+        for augmentation in self._ours():
+            height, width = augmentation.size_before(height, width)
+        return height, width
+
+    def before(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        for augmentation in self._ours():
+            scene = augmentation.before(scene, rng)
+        return scene
+
+    def plan(self, plan: ResizePlan, height: int, width: int, rng: np.random.Generator) -> ResizePlan:
+        for augmentation in self._ours():
+            plan = augmentation.plan(plan, height, width, rng)
+        return plan
+
+    def apply(self, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:
         for augmentation in self.augmentations:
-            image, masks = apply_augmentation(augmentation, image, masks, rng)
-        return image, masks
+            scene = augment(augmentation, scene, rng, other)
+        return scene
+
+    def _ours(self) -> list[Augmentation]:
+        return [item for item in self.augmentations if isinstance(item, Augmentation)]
 
 
-class HorizontalFlip:
-    """Mirror left and right with probability `p`."""
+class OneOf(Augmentation):
+    """Run one of several augmentations of the resized image, each as likely; with `probability` any at all."""
 
-    def __init__(self, p: float = 0.5):
-        self.p = p
+    def __init__(self, augmentations: Sequence[Any], probability: float = 1.0):
+        self.augmentations, self.probability = list(augmentations), check_probability(self, probability)
+        for item in self.augmentations:
+            if isinstance(item, ScaleJitter | AspectCrop):
+                raise ValueError(f"OneOf: {type(item).__name__} acts before others can be chosen: list it outside")
 
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        return (image[:, ::-1], masks[:, ::-1]) if rng.random() < self.p else (image, masks)
-
-
-class VerticalFlip:
-    """Mirror top and bottom with probability `p`."""
-
-    def __init__(self, p: float = 0.5):
-        self.p = p
-
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        return (image[::-1], masks[::-1]) if rng.random() < self.p else (image, masks)
+    def apply(self, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:
+        if rng.random() >= self.probability or not self.augmentations:
+            return scene
+        return augment(self.augmentations[int(rng.integers(len(self.augmentations)))], scene, rng, other)
 
 
-class Transpose:
-    """Swap rows and columns with probability `p`; images that are not square stay, as sizes are fixed."""
+def build(specs: Sequence[str | Mapping[str, Any]] | None) -> Compose | None:
+    """Augmentations from data: each a class name of this module, or {class name: {argument: value}}.
 
-    def __init__(self, p: float = 0.5):
-        self.p = p
+    An argument `augmentations` is a list of the same form. None stays None. Raises ValueError naming what is unknown.
 
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        if rng.random() >= self.p or image.shape[0] != image.shape[1]:
-            return image, masks
-        return image.swapaxes(0, 1), masks.swapaxes(0, 1)
-
-
-class Rotate90:
-    """With probability `p` turn by 90, 180 or 270 degrees; by 180 where the image is not square."""
-
-    def __init__(self, p: float = 0.75):
-        self.p = p
-
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        if rng.random() >= self.p:
-            return image, masks
-        turns = int(rng.integers(1, 4)) if image.shape[0] == image.shape[1] else 2
-        return np.rot90(image, turns), np.rot90(masks, turns)
+    Example:
+        build([{"HorizontalFlip": {"probability": 0.5}}, "ColorJitter"])
+    """
+    return None if specs is None else Compose([_built(spec) for spec in specs])
 
 
-class Brightness:
-    """Multiply an 8-bit image by a factor drawn from [low, high]."""
-
-    def __init__(self, low: float = 0.8, high: float = 1.2):
-        self.low, self.high = low, high
-
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        return _lookup(image, np.arange(256) * rng.uniform(self.low, self.high)), masks
-
-
-class Contrast:
-    """Stretch an 8-bit image around middle grey (128) by a factor drawn from [low, high]."""
-
-    def __init__(self, low: float = 0.8, high: float = 1.2):
-        self.low, self.high = low, high
-
-    def __call__(self, image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple:
-        return _lookup(image, (np.arange(256) - 128.0) * rng.uniform(self.low, self.high) + 128), masks
-
-
-def _lookup(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-    if image.dtype != np.uint8:
-        raise ValueError(f"Brightness and Contrast take 8-bit images, found {image.dtype}")
-    return table.round().clip(0, 255).astype(np.uint8)[image]
+def _built(spec: str | Mapping[str, Any]) -> Augmentation:
+    if isinstance(spec, str):
+        spec = {spec: {}}
+    if not isinstance(spec, Mapping) or len(spec) != 1:
+        raise ValueError(f"AUGMENTATION: found {spec!r}, expected a class name or {{class name: arguments}}")
+    (name, arguments), = spec.items()
+    classes = {item: globals()[item] for item in __all__ if isinstance(globals()[item], type)}
+    names = [item for item, kind in classes.items() if issubclass(kind, Augmentation) and kind is not Augmentation]
+    if name not in names:
+        near = get_close_matches(str(name), names, n=1)
+        raise ValueError(f"AUGMENTATION: found {name!r}, expected one of {names}"
+                         + (f" (nearest: {near[0]!r})" if near else ""))
+    arguments = dict(arguments or {})
+    if "augmentations" in arguments:
+        arguments["augmentations"] = build(arguments["augmentations"]).augmentations
+    try:
+        return classes[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"AUGMENTATION: {name}: {error}") from error

@@ -18,6 +18,13 @@ class SampleError(ValueError):
     """An image or its annotation cannot be used; the message names the image."""
 
 
+def reason(dataset: Dataset, image_id: int, error: Exception) -> str:
+    """Why an image cannot be used, with its name."""
+    if isinstance(error, SampleError):
+        return str(error)
+    return f"{dataset.describe(image_id)}: {type(error).__name__}: {error}"
+
+
 class Dataset:
     """Images, classes and masks, in Matterport's interface.
 

@@ -1,4 +1,4 @@
-"""Tight boxes of masks."""
+"""Tight boxes and areas of masks."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def extract_bboxes(mask: np.ndarray) -> np.ndarray:
             seen = boxes[:, 2] > 0
             boxes[np.ix_(seen, ends)] = size - boxes[np.ix_(seen, ends[::-1])]
     return boxes
+
+
+def mask_areas(mask: np.ndarray) -> np.ndarray:
+    """Pixels of each of the masks [H, W, N], int64 (N,)."""
+    planes = zip(np.moveaxis(mask, 2, 0), extract_bboxes(mask), strict=True)
+    return np.array([np.count_nonzero(plane[y1:y2, x1:x2]) for plane, (y1, x1, y2, x2) in planes], np.int64)
 
 
 def _box(plane: np.ndarray) -> tuple[int, int, int, int]:

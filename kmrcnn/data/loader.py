@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from kmrcnn.data.augment import build
+from kmrcnn.data.buckets import Bucket, form_groups
 from kmrcnn.data.dataset import Dataset
-from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings, reason
+from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings
 from kmrcnn.data.resize_plan import plan_for
+from kmrcnn.data.scene import Augmentation
 from kmrcnn.data.worker import WorkerProcess, pack_reader
 
 logger = logging.getLogger("kmrcnn.data")
-
-MAX_SHAPES = 8  # compiled steps and memory grow with every image shape
 
 
 class DataLoader:
@@ -39,10 +40,12 @@ class DataLoader:
         config: the Config of the model.
         batch_size: images per batch, over all shards; config.BATCH_SIZE by default.
         shuffle: a new order in every pass.
-        augmentation: see `kmrcnn.data.augment.apply_augmentation`.
+        augmentation: one of `kmrcnn.data.augment`, or of another kind, see `apply_augmentation` there.
         no_augmentation_sources: sources whose images are not augmented.
         seed: config.SEED by default.
         workers: config.LOADER_WORKERS by default; 0 loads in the calling thread.
+        training: what is for training alone, TRAIN_SCALES, ASPECT_GROUPING, and AUGMENTATION where `augmentation` is
+            None, is used.
         shard: (index, count): of every batch, formed as ever, this loader makes the index-th of `count` equal parts.
 
     A batch is a dict of numpy arrays named after the model's inputs, B images, M = MAX_GT_INSTANCES:
@@ -70,8 +73,11 @@ class DataLoader:
         seed: int | None = None,
         workers: int | None = None,
         shard: tuple[int, int] = (0, 1),
+        training: bool = False,
     ):
         _check(dataset, config)
+        if training and augmentation is None:
+            augmentation = build(config.AUGMENTATION)
         self.batch_size = config.BATCH_SIZE if batch_size is None else batch_size
         self._rows = _shard_rows(self.batch_size, *shard)
         self.shuffle = shuffle
@@ -80,17 +86,21 @@ class DataLoader:
         self.skipped = 0
         self.bad_images: dict[int, str] = {}
         self._lock = threading.Lock()
-        shapes, buckets = self._group_by_shape(dataset, config)
+        self._size_before = (augmentation if isinstance(augmentation, Augmentation) else Augmentation()).size_before
+        self._groups = form_groups(
+            dataset, self.settings, self._size_before, training, lambda *failure: self._note([failure])
+        )
+        if not self._groups:
+            first = next(iter(self.bad_images.values()))
+            raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {first}")
         self._reader = SampleReader(
             dataset,
-            self.settings,
             augmentation,
             frozenset(no_augmentation_sources or ()),
             config.SEED if seed is None else seed,
-            buckets,
-            shapes,
+            [bucket for group in self._groups for bucket in group],
         )
-        self.batches_per_pass = sum(-(-len(bucket) // self.batch_size) for bucket in buckets)
+        self.batches_per_pass = sum(-(-len(group[0].members) // self.batch_size) for group in self._groups)
         self._plan = functools.lru_cache(maxsize=4)(self._make_plan)
         self._payload = _payload(self._reader, config.LOADER_BACKEND) if self.workers else None
         self._processes: list[WorkerProcess] = []
@@ -151,12 +161,13 @@ class DataLoader:
         """(height, width) that the whole batch of a step needs, whose other shards this loader does not read."""
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
-        if self._reader.shapes[bucket] is not None or len(image_ids[self._rows]) == len(image_ids):
+        if self._reader.buckets[bucket].shape is not None or len(image_ids[self._rows]) == len(image_ids):
             return 0, 0
         shapes = [(0, 0)]
         for image_id in image_ids:
             with contextlib.suppress(Exception):  # who reads that image reports it
-                shapes.append(plan_for(self.settings, *self._reader.dataset.image_size(image_id)).shape[:2])
+                size = self._size_before(*self._reader.dataset.image_size(image_id))
+                shapes.append(plan_for(self.settings, *size).shape[:2])
         return tuple(int(side) for side in np.max(shapes, axis=0))
 
     def _prepare_workers(self) -> Callable[[int], dict[str, np.ndarray]]:
@@ -186,48 +197,27 @@ class DataLoader:
 
     def _make_plan(self, pass_index: int) -> list[tuple[int, np.ndarray]]:
         """(bucket, image ids) of every batch of a pass."""
-        plan = []
-        for bucket, members in enumerate(self._reader.buckets):
-            if self.shuffle:
-                members = np.random.default_rng((self._reader.seed, pass_index, bucket)).permutation(members)
-            rows = -(-len(members) // self.batch_size)
-            plan += [(bucket, row) for row in np.resize(members, (rows, self.batch_size))]
-        if self.shuffle and len(self._reader.buckets) > 1:
+        plan, first = [], 0
+        for number, group in enumerate(self._groups):
+            rows = self._rows_of(group[0], (self._reader.seed, pass_index, number))
+            rng = np.random.default_rng((self._reader.seed, pass_index, number, 1))
+            scales = rng.integers(len(group), size=len(rows))
+            plan += zip((first + scales).tolist(), rows, strict=True)
+            first += len(group)
+        if self.shuffle and (len(self._groups) > 1 or self._groups[0][0].ratios is not None):
             order = np.random.default_rng((self._reader.seed, pass_index)).permutation(len(plan))
             plan = [plan[index] for index in order]
         return plan
 
-    def _group_by_shape(
-        self, dataset: Dataset, config: Any
-    ) -> tuple[list[tuple[int, int] | None], list[np.ndarray]]:
-        """The molded shape and the image ids of every bucket.
-
-        Mode "shortest" pads each batch to a shape of its own and has a bucket of upright and one of other images, as
-        Detectron does to pad less.
-        """
-        if not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE in ("square", "crop"):
-            side = config.IMAGE_MAX_DIM if config.IMAGE_RESIZE_MODE == "square" else config.IMAGE_MIN_DIM
-            return [(side, side)], [np.asarray(dataset.image_ids)]
-        by_side = not config.IMAGE_SHAPES and config.IMAGE_RESIZE_MODE == "shortest"
-        groups: dict[Any, list[int]] = {}
-        for image_id in dataset.image_ids:
-            try:
-                height, width = dataset.image_size(image_id)
-                key = height > width if by_side else plan_for(config, height, width).shape
-            except Exception as error:  # user code may raise anything
-                self._note([(int(image_id), reason(dataset, image_id, error))])
-                continue
-            groups.setdefault(key, []).append(image_id)
-        if not groups:
-            first = next(iter(self.bad_images.values()))
-            raise RuntimeError(f"None of {len(dataset.image_ids)} images can be used. {first}")
-        if len(groups) > MAX_SHAPES:
-            raise ValueError(
-                f"IMAGE_RESIZE_MODE {config.IMAGE_RESIZE_MODE!r} gives {len(groups)} image shapes, at most "
-                f"{MAX_SHAPES} can be trained together: set IMAGE_SHAPES to the (height, width) to use"
-            )
-        shapes = [None if by_side else shape for shape in groups]
-        return shapes, [np.array(members) for members in groups.values()]
+    def _rows_of(self, bucket: Bucket, seed: tuple[int, ...]) -> np.ndarray:
+        """The members of a group in rows of a batch each; where they are sorted, neighbours in a row."""
+        count, size = len(bucket.members), self.batch_size
+        order = np.random.default_rng(seed).permutation(count) if self.shuffle else np.arange(count)
+        if bucket.ratios is not None:
+            order = order[np.argsort(bucket.ratios[order], kind="stable")]
+            if count > size and count % size:  # what completes the last row is its neighbours, not the first images
+                order = np.concatenate([order[: -(count % size)], order[-size:]])
+        return np.resize(bucket.members[order], (-(-len(order) // size), size))
 
 
 def _check(dataset: Dataset, config: Any) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.data.dataset import Dataset, SampleError
+from kmrcnn.data.buckets import Bucket
+from kmrcnn.data.dataset import Dataset, SampleError, reason
 from kmrcnn.data.image import clear_margin, mold_image
 from kmrcnn.data.random_rois import generate_random_rois
 from kmrcnn.data.resize_plan import pad
@@ -25,6 +26,8 @@ _SETTINGS = (
     "IMAGE_INTERPOLATION",
     "IMAGE_SHAPES",
     "IMAGE_DIVISOR",
+    "TRAIN_SCALES",
+    "ASPECT_GROUPING",
     "IMAGE_CHANNEL_COUNT",
     "USE_MINI_MASK",
     "MINI_MASK_SHAPE",
@@ -40,13 +43,6 @@ _MAX_TRIES = 1000  # replacements tried before a whole data set counts as unread
 def reader_settings(config: Any) -> SimpleNamespace:
     """The part of a Config that samples depend on, picklable."""
     return SimpleNamespace(**{name: getattr(config, name) for name in _SETTINGS})
-
-
-def reason(dataset: Dataset, image_id: int, error: Exception) -> str:
-    """Why an image cannot be used, with its name."""
-    if isinstance(error, SampleError):
-        return str(error)
-    return f"{dataset.describe(image_id)}: {type(error).__name__}: {error}"
 
 
 @dataclass
@@ -66,17 +62,14 @@ class Sample:
 class SampleReader:
     """Reads samples that depend only on (seed, pass, image id).
 
-    buckets: arrays of image ids, each with the molded (height, width) of the same place in `shapes`, which is None
-        where a bucket's images are padded to one shape batch by batch.
+    buckets: by number, see `kmrcnn.data.buckets`.
     """
 
     dataset: Dataset
-    settings: SimpleNamespace
     augmentation: Any
     no_augmentation_sources: Collection[str]
     seed: int
-    buckets: list[np.ndarray]
-    shapes: list[tuple[int, int] | None]
+    buckets: list[Bucket]
 
     def read(self, pass_index: int, bucket: int, image_ids: Sequence[int]) -> tuple[list[Sample], list]:
         """Samples of one batch, and the (image id, reason) of each that had to be replaced by another."""
@@ -84,7 +77,7 @@ class SampleReader:
         return [self._read_or_replace(pass_index, bucket, int(i), failures) for i in image_ids], failures
 
     def _read_or_replace(self, pass_index: int, bucket: int, image_id: int, failures: list) -> Sample:
-        members = self.buckets[bucket]
+        members = self.buckets[bucket].members
         tries, first, candidate = 0, None, image_id
         order = None
         while True:
@@ -104,7 +97,7 @@ class SampleReader:
 
     def sample(self, pass_index: int, bucket: int, image_id: int) -> Sample:
         """One sample; SampleError when the image does not have its bucket's shape."""
-        settings = self.settings
+        settings, shape = self.buckets[bucket].settings, self.buckets[bucket].shape
         rng = np.random.default_rng((self.seed, pass_index, image_id))
         skip = self.dataset.image_info[image_id]["source"] in self.no_augmentation_sources
         image, meta, class_ids, boxes, masks = load_image_gt(
@@ -115,7 +108,7 @@ class SampleReader:
             use_mini_mask=settings.USE_MINI_MASK,
             rng=rng,
         )
-        expected = (*(self.shapes[bucket] or image.shape[:2]), settings.IMAGE_CHANNEL_COUNT)
+        expected = (*(shape or image.shape[:2]), settings.IMAGE_CHANNEL_COUNT)
         if image.shape != expected:
             raise SampleError(
                 f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "

@@ -27,14 +27,18 @@ def linear_index(out_size: int, in_size: int) -> tuple[np.ndarray, np.ndarray, n
     return low, np.minimum(low + 1, in_size - 1), (centre - low).astype(np.float32)
 
 
-def resize_bilinear(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize [H, W] or [H, W, C] to float32 [height, width(, C)]."""
+Part = tuple[int, int, int, int]  # (y, x, height, width) of a result that alone is wanted
+
+
+def resize_bilinear(array: np.ndarray, height: int, width: int, part: Part | None = None) -> np.ndarray:
+    """Resize [H, W] or [H, W, C] to float32 [height, width(, C)]; of that, `part`."""
     array = array.astype(np.float32, copy=False)
-    return _interpolate(_interpolate(array, height, 0), width, 1)
+    y, x, rows, columns = part or (0, 0, height, width)
+    return _interpolate(_interpolate(array, height, 0, slice(y, y + rows)), width, 1, slice(x, x + columns))
 
 
-def _interpolate(array: np.ndarray, size: int, axis: int) -> np.ndarray:
-    low, high, weight = linear_index(size, array.shape[axis])
+def _interpolate(array: np.ndarray, size: int, axis: int, part: slice) -> np.ndarray:
+    low, high, weight = (values[part] for values in linear_index(size, array.shape[axis]))
     out, step = array.take(low, axis=axis), array.take(high, axis=axis)
     step -= out
     step *= weight.reshape(-1, *(1,) * (array.ndim - 1 - axis))
@@ -42,33 +46,43 @@ def _interpolate(array: np.ndarray, size: int, axis: int) -> np.ndarray:
     return out
 
 
-def resize_pixels(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_pixels(image: np.ndarray, height: int, width: int, part: Part | None = None) -> np.ndarray:
     """Resize an image [H, W, C] bilinearly and keep its dtype; integers are truncated, as Matterport does.
 
     8-bit RGB takes Pillow's affine transform: the same samples, without holding the interpreter lock.
     """
+    y, x, rows, columns = part or (0, 0, height, width)
     if image.shape[:2] == (height, width):
-        return image
+        return image if part is None else image[y : y + rows, x : x + columns]
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        scale = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
+        down, across = image.shape[0] / height, image.shape[1] / width
+        scale = (across, 0, across * x, 0, down, down * y)
         picture = Image.fromarray(np.ascontiguousarray(image))
         return np.array(
-            picture.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
+            picture.transform((columns, rows), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
         )
-    return resize_bilinear(image, height, width).astype(image.dtype)
+    return resize_bilinear(image, height, width, part).astype(image.dtype)
 
 
-def resize_smoothly(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_smoothly(image: np.ndarray, height: int, width: int, part: Part | None = None) -> np.ndarray:
     """Resize an image [H, W, C] by Pillow's `resize` with the BILINEAR filter, which averages where it shrinks.
 
     8-bit images are rounded to whole grey levels; of others the result is float32.
     """
-    size = (width, height)
+    y, x, rows, columns = part or (0, 0, height, width)
+    down, across = image.shape[0] / height, image.shape[1] / width
+    # The upper ends may not pass the image by an error of rounding.
+    ends = min(across * (x + columns), image.shape[1]), min(down * (y + rows), image.shape[0])
+    box = (across * x, down * y, *ends) if part else None
+
+    def resized(plane: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        return np.array(picture.resize((columns, rows), Image.Resampling.BILINEAR, box))
+
     if image.dtype == np.uint8 and image.shape[2] == 3:
-        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BILINEAR))
+        return resized(image)
     image = image if image.dtype == np.uint8 else image.astype(np.float32)
-    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(image, 2, 0)]
-    return np.stack([np.asarray(plane.resize(size, Image.Resampling.BILINEAR)) for plane in planes], axis=2)
+    return np.stack([resized(plane) for plane in np.moveaxis(image, 2, 0)], axis=2)
 
 
 def resize_planes(
@@ -80,7 +94,7 @@ def resize_planes(
 ) -> np.ndarray:
     """Resize masks [H, W, N] by nearest neighbour to [height, width, N], same dtype.
 
-    canvas: (height, width) of zeros that the result is put on, its top left at `corner` (y, x).
+    canvas: (height, width) of zeros that the result is put on, its top left at `corner` (y, x), which may lie outside.
 
     Only the part of each mask that is not zero is looked at. The result is a view of instance-major memory, which the
     per-instance steps that follow read fastest.
@@ -94,7 +108,10 @@ def resize_planes(
     out = np.zeros((masks.shape[2], *canvas), masks.dtype)
     rows, columns = nearest_index(height, masks.shape[0]), nearest_index(width, masks.shape[1])
     for plane, source, (y1, x1, y2, x2) in zip(out, np.moveaxis(masks, 2, 0), extract_bboxes(masks), strict=True):
-        (top, bottom), (left, right) = rows.searchsorted((y1, y2)), columns.searchsorted((x1, x2))
+        (top, bottom), (left, right) = (
+            index.searchsorted(ends).clip(max(0, -start), max(0, size - start))
+            for index, ends, size, start in zip((rows, columns), ((y1, y2), (x1, x2)), canvas, corner, strict=True)
+        )
         part = source[y1:y2, x1:x2].take(columns[left:right] - x1, axis=1).take(rows[top:bottom] - y1, axis=0)
         plane[corner[0] + top : corner[0] + bottom, corner[1] + left : corner[1] + right] = part
     return np.moveaxis(out, 0, 2)
