@@ -100,7 +100,8 @@ def sampling(values: Values) -> dict[str, Any]:
     """One number of samples for both heads."""
     ratio = values["FAST_RCNN.ROI_XFORM_SAMPLING_RATIO"]
     if values["MODEL.MASK_ON"]:
-        parts.agree(values, "MRCNN.ROI_XFORM_SAMPLING_RATIO", ratio, "there is one for both heads")
+        parts.agree(values, "MRCNN.ROI_XFORM_SAMPLING_RATIO", ratio,
+                    "that of both heads is FAST_RCNN.ROI_XFORM_SAMPLING_RATIO")
     return {"ROI_ALIGN_SAMPLING_RATIO": ratio}
 
 
@@ -152,7 +153,7 @@ def roi_overlaps(values: Values) -> dict[str, Any]:
     """Positive from an IoU on, background below it."""
     overlap = values["TRAIN.FG_THRESH"]
     for key in ("TRAIN.BG_THRESH_HI", "TRAIN.BBOX_THRESH"):
-        parts.agree(values, key, overlap, "ROIs below ROI_POSITIVE_IOU are background, the others learn boxes")
+        parts.agree(values, key, overlap, "ROIs below TRAIN.FG_THRESH are background, the others learn boxes")
     return {"ROI_POSITIVE_IOU": overlap}
 
 

@@ -58,7 +58,7 @@ def datasets(values: Values) -> dict[str, Any]:
 def rois(values: Values) -> dict[str, Any]:
     """Positive from an IoU on, background below it."""
     overlap = values["model.roi.pos_iou_thr"]
-    parts.agree(values, "model.roi.neg_iou_thr", overlap, "ROIs below ROI_POSITIVE_IOU are background")
+    parts.agree(values, "model.roi.neg_iou_thr", overlap, "ROIs below model.roi.pos_iou_thr are background")
     return {"ROI_POSITIVE_IOU": overlap}
 
 

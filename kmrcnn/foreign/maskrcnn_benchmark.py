@@ -29,7 +29,7 @@ def body(values: Values) -> dict[str, Any]:
         reason = f"Res2Net {_NOT_YET}" if system == "R2" else "the backbones here are ResNets with FPN or C4"
         raise ForeignKeyError(f"{_BODY}: found {values[_BODY]!r}, not supported: {reason}")
     groups, width = values[_RESNETS + "NUM_GROUPS"], values[_RESNETS + "WIDTH_PER_GROUP"]
-    name = parts.backbone(f"{_BODY}, {_RESNETS}NUM_GROUPS and WIDTH_PER_GROUP", depth, groups, width)
+    name = parts.backbone(f"{_BODY}, {_RESNETS}NUM_GROUPS and {_RESNETS}WIDTH_PER_GROUP", depth, groups, width)
     return {"BACKBONE": name, "NECK": "fpn" if neck == "FPN" else None}
 
 
@@ -106,7 +106,7 @@ def pooling(values: Values) -> dict[str, Any]:
     for head in [_BOX] + [_MASK] * values["MODEL.MASK_ON"]:
         parts.agree(values, head + "POOLER_SCALES", scales, f"{_BODY} is {values[_BODY]!r}")
         ratio = values[_BOX + "POOLER_SAMPLING_RATIO"]
-        parts.agree(values, head + "POOLER_SAMPLING_RATIO", ratio, "there is one for both heads")
+        parts.agree(values, head + "POOLER_SAMPLING_RATIO", ratio, f"that of both heads is {_BOX}POOLER_SAMPLING_RATIO")
     return {"ROI_ALIGN_SAMPLING_RATIO": ratio}
 
 
@@ -139,7 +139,7 @@ def proposals(values: Values) -> dict[str, Any]:
 def roi_overlaps(values: Values) -> dict[str, Any]:
     """Positive from an IoU on, background below it."""
     overlap = values[_HEADS + "FG_IOU_THRESHOLD"]
-    parts.agree(values, _HEADS + "BG_IOU_THRESHOLD", overlap, "ROIs below ROI_POSITIVE_IOU are background")
+    parts.agree(values, _HEADS + "BG_IOU_THRESHOLD", overlap, f"ROIs below {_HEADS}FG_IOU_THRESHOLD are background")
     return {"ROI_POSITIVE_IOU": overlap}
 
 
