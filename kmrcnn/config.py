@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.config_rules import LOSSES, RULES, check_images, check_network, fail
+from kmrcnn.config_rules import LOSSES, RULES, check_images, check_network, check_optimisation, fail
 from kmrcnn.config_values import CALLABLE_KEYS, coerce, parse, plain
 
 _DERIVED = {
@@ -52,7 +52,7 @@ _FEATURE_PYRAMID_NETWORKS = {
     "DETECTION_PRE_NMS_LIMIT": 5000,
     "USE_MINI_MASK": False, "MASK_TARGETS": "roi_align", "APPEND_GT_TO_ROIS": True, "TRAIN_ROIS_PER_IMAGE": 512,
     "ROI_POSITIVE_RATIO": 0.25, "RPN_LOW_QUALITY_REASSIGN": False, "RPN_BBOX_LOSS_BETA": 1 / 9,
-    "LOSS_DENOMINATOR": "sampled", "WEIGHT_DECAY_RULE": "sum",
+    "LOSS_DENOMINATOR": "sampled", "WEIGHT_DECAY_RULE": "coupled",
 }
 _INCLUSIVE = {
     "INCLUSIVE_BOXES": True, "BN_EPSILON": 0.0, "STRIDE_IN_1X1": True, "RPN_ANCHOR_ROUNDING": "base_box",
@@ -211,7 +211,25 @@ class Config:
     LEARNING_RATE = 0.001
     LEARNING_MOMENTUM = 0.9
     WEIGHT_DECAY = 0.0001
-    WEIGHT_DECAY_RULE = "mean"  # "mean" divides each weight's L2 by its size, "sum" does not
+    # "mean" divides each weight's L2 by its size; "sum" does not (Keras' L2); "coupled": torch's; "decoupled": AdamW's
+    WEIGHT_DECAY_RULE = "mean"
+    BIAS_WEIGHT_DECAY: float | None = None  # None: as other weights
+    NORM_WEIGHT_DECAY: float | None = 0.0  # of the scales of normalisations; None: as other weights
+    OPTIMIZER = "sgd"  # or "adam", "adamw" (with WEIGHT_DECAY_RULE "decoupled"); others by MaskRCNN.compile
+    LR_SCHEDULE = "constant"  # or "step", "multistep", "cosine", "exponential", see kmrcnn.engine.schedules
+    LR_UNIT = "step"  # of the lengths below: updates of the weights, or "epoch"
+    LR_STEPS = ()  # since epoch 0
+    LR_GAMMA: float | Sequence[float] = 0.1  # factor of a drop, or one factor of LEARNING_RATE for each of LR_STEPS
+    LR_TOTAL_STEPS: float | None = None  # of "cosine" and "exponential"; None: to the end of the call of train
+    LR_MIN_FACTOR = 0.0  # of LEARNING_RATE, where "cosine" ends
+    WARMUP_STEPS: float = 0
+    WARMUP_FACTOR = 1 / 3
+    WARMUP_METHOD = "linear"  # or "constant"
+    BIAS_LR_FACTOR = 1.0
+    MOMENTUM_CORRECTION = False  # scale SGD's velocity where the schedule's rate jumps
+    REFERENCE_BATCH_SIZE: int | None = None  # images an update for which rate and lengths are meant; None: as they are
+    EMA_DECAY: float | None = None  # average of weights and statistics, validated and saved; None: none
+    EMA_RAMP = 2000.0  # updates over which the decay rises: EMA_DECAY * (1 - exp(-updates / EMA_RAMP))
     GRADIENT_CLIP_NORM = 5.0
     LOSS_WEIGHTS = dict.fromkeys(LOSSES, 1.0)
     LOSS_DENOMINATOR = "count"  # or "fixed", "sampled", see kmrcnn.losses
@@ -292,6 +310,7 @@ class Config:
             rule(key, getattr(self, key))
         check_images(self)
         check_network(self)
+        check_optimisation(self)
         if num_classes is not None and num_classes != self.NUM_CLASSES:
             fail("NUM_CLASSES", self.NUM_CLASSES, f"{num_classes}: the dataset's classes and the background")
 

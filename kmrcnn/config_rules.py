@@ -87,6 +87,17 @@ def _backbone(key: str, value: Any) -> None:
         _choice(*BACKBONES, "a callable")(key, value)
 
 
+def _rising(key: str, value: Any) -> None:
+    right = isinstance(value, list | tuple | np.ndarray) and all(_is_number(item) and item > 0 for item in value)
+    if not right or list(value) != sorted(set(value)):
+        fail(key, value, "rising numbers above 0, or ()")
+
+
+def _gamma(key: str, value: Any) -> None:
+    if not all(_is_number(item) and item > 0 for item in (value if isinstance(value, list | tuple) else [value])):
+        fail(key, value, "a number above 0, or one for each of LR_STEPS")
+
+
 def _scales(key: str, value: Any) -> None:
     """One number a level, or a sequence of numbers a level."""
     if not isinstance(value, list | tuple | np.ndarray) or len(value) == 0:
@@ -143,14 +154,16 @@ _COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOAD
 _FRACTIONS = (
     "RPN_NMS_THRESHOLD", "RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_RATIO", "ROI_POSITIVE_IOU",
     "RPN_POSITIVE_RATIO", "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM", "RPN_ANCHOR_OFFSET",
+    "LR_MIN_FACTOR",
 )  # fmt: skip
 _NOT_NEGATIVE = ("BN_EPSILON", "LEARNING_RATE", "WEIGHT_DECAY", "BOX_OFFSET", "RPN_MIN_SIZE", "DETECTION_MIN_SIZE",
-                 "RPN_BBOX_LOSS_BETA", "BBOX_LOSS_BETA", "CHECKPOINT_MINUTES")
+                 "RPN_BBOX_LOSS_BETA", "BBOX_LOSS_BETA", "CHECKPOINT_MINUTES", "WARMUP_STEPS", "WARMUP_FACTOR",
+                 "BIAS_LR_FACTOR", "EMA_RAMP")
 _SWITCHES = (
     "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
     "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
     "CLIP_PROPOSALS_TO_WINDOW", "INCLUSIVE_BOXES", "PREDICT_MASKS", "SYNC_BN",
-    "DETERMINISTIC", "ASPECT_GROUPING",
+    "DETERMINISTIC", "ASPECT_GROUPING", "MOMENTUM_CORRECTION",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -164,7 +177,16 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SWITCHES, _choice(True, False)),
     **dict.fromkeys(("GRADIENT_CLIP_NORM", "IMAGE_MIN_SCALE", "BBOX_MAX_LOG_SCALE", "RPN_STRADDLE"),
                     _optional(_real(0))),
-    "PRE_NMS_LIMIT_INFERENCE": _optional(_integer(1)),
+    **dict.fromkeys(("BIAS_WEIGHT_DECAY", "NORM_WEIGHT_DECAY"), _optional(_real(0))),
+    **dict.fromkeys(("PRE_NMS_LIMIT_INFERENCE", "REFERENCE_BATCH_SIZE"), _optional(_integer(1))),
+    "LR_TOTAL_STEPS": _optional(_real(1e-3)),
+    "EMA_DECAY": _optional(_real(0, 1)),
+    "LR_STEPS": _rising,
+    "LR_GAMMA": _gamma,
+    "LR_UNIT": _choice("step", "epoch"),
+    "LR_SCHEDULE": _choice("constant", "step", "multistep", "cosine", "exponential"),
+    "WARMUP_METHOD": _choice("linear", "constant"),
+    "OPTIMIZER": _choice("sgd", "adam", "adamw"),
     "DETECTION_MIN_CONFIDENCE": _optional(_real(0, 1)),
     "IMAGE_MIN_DIM": _optional(_integer(0)),
     "TRAIN_BN": _choice(None, False, True),
@@ -199,7 +221,7 @@ RULES: dict[str, Rule] = {
     "PASTE_RULE": _choice(*PASTE_RULES),
     "ROI_ALIGN_MODE": _choice("crop_and_resize", "legacy", "aligned"),
     "ROI_LEVEL_RULE": _choice("round", "floor"),
-    "WEIGHT_DECAY_RULE": _choice("mean", "sum"),
+    "WEIGHT_DECAY_RULE": _choice("mean", "sum", "coupled", "decoupled"),
     "LOSS_DENOMINATOR": _choice("count", "fixed", "sampled"),
     "ENGINE": _choice("auto", "graph", "compiled", "traced", "eager"),
     "PRECISION": _choice(None, "float32", "bfloat16", "float16"),
@@ -258,6 +280,26 @@ def check_network(config: Any) -> None:
     for key in (key for key, is_grouped in grouped.items() if is_grouped):
         if getattr(config, key) % config.GN_GROUPS:
             fail(key, getattr(config, key), f"a multiple of GN_GROUPS={config.GN_GROUPS}")
+
+
+def check_optimisation(config: Any) -> None:
+    """Optimizer, decay rule and schedule that fit each other."""
+    kind, steps = config.LR_SCHEDULE, len(config.LR_STEPS)
+    if config.OPTIMIZER == "adamw" and config.WEIGHT_DECAY_RULE != "decoupled":
+        fail("WEIGHT_DECAY_RULE", config.WEIGHT_DECAY_RULE, "'decoupled', as OPTIMIZER is 'adamw'")
+    if config.MOMENTUM_CORRECTION and config.OPTIMIZER != "sgd":
+        fail("MOMENTUM_CORRECTION", True, f"False, as OPTIMIZER is {config.OPTIMIZER!r}: only SGD's velocity contains "
+                                          "the learning rate")
+    if (kind == "multistep" and not steps) or (kind == "step" and steps != 1):
+        lengths = "one length" if kind == "step" else "one or more lengths"
+        fail("LR_STEPS", config.LR_STEPS, f"{lengths}, as LR_SCHEDULE is {kind!r}")
+    if kind in ("constant", "exponential") and steps:
+        fail("LR_STEPS", config.LR_STEPS, f"(), as LR_SCHEDULE is {kind!r}")
+    if kind == "cosine" and steps and not config.LR_MIN_FACTOR:
+        fail("LR_MIN_FACTOR", config.LR_MIN_FACTOR, "a number above 0, where the segments after LR_STEPS start from")
+    if isinstance(config.LR_GAMMA, list | tuple) and (kind != "multistep" or len(config.LR_GAMMA) != steps):
+        fail("LR_GAMMA", config.LR_GAMMA, f"one factor for each of LR_STEPS={config.LR_STEPS}, with LR_SCHEDULE "
+                                          "'multistep', or one number")
 
 
 def _check_strides(config: Any) -> None:

@@ -33,15 +33,17 @@ from kmrcnn.engine.determinism import make_deterministic
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.guards import Guard
 from kmrcnn.engine.loop import fit
-from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
+from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer, updates_between
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.replicas import make as make_replicas
 from kmrcnn.engine.resume import Resumption, describe
 from kmrcnn.engine.run import Run
 from kmrcnn.engine.run_state import Stage, restore_optimizer
+from kmrcnn.engine.scaling_rule import scaled_recipe, table
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
+from kmrcnn.engine.tuning import tuning_of
 from kmrcnn.graphs import *  # noqa: F403
 from kmrcnn.importers.assign import LoadReport
 from kmrcnn.importers.load import load_into, save_model
@@ -244,9 +246,10 @@ class MaskRCNN:
                 optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Choose the optimizer of the next `train` calls.
 
-        Without `optimizer` that is Matterport's, made anew by every `train`: SGD with momentum, gradients clipped to
-        the global norm GRADIENT_CLIP_NORM. A given Keras optimizer is kept, with its state as long as the trainable
-        layers stay the same. With `use_ema=True` training ends with the averaged weights.
+        Without `optimizer` that is the Config's, made anew by every `train`: Matterport's SGD with momentum, or
+        OPTIMIZER, gradients clipped to the global norm GRADIENT_CLIP_NORM, with LR_SCHEDULE. A given Keras optimizer
+        is kept with its own learning rate or schedule, and with its state as long as the trainable layers stay the
+        same. With `use_ema=True` training ends with the averaged weights.
         """
         self._user_optimizer = optimizer
         if optimizer is None:
@@ -306,21 +309,21 @@ class MaskRCNN:
                                 self._keeping(), go_on=left == "go on", writes=self.replicas.is_main)
         self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
         terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
-        execution = self._execution(state.stages[-1])
+        execution, tuning = self._execution(state.stages[-1]), tuning_of(self.config)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.replicas.scope())
-            optimizer = self._ready_optimizer(learning_rate)
+            optimizer = self._ready_optimizer(learning_rate, state.stages[-1], verbose)
             train_batches = stack.enter_context(DataLoader(
                 train_dataset, self.config, augmentation=augmentation, workers=workers, shard=self.replicas.shard,
                 no_augmentation_sources=no_augmentation_sources, training=True))
             val_batches = val_dataset and stack.enter_context(DataLoader(
                 val_dataset, self.config, workers=workers, shard=self.replicas.shard))
-            step = build_train_step(self.keras_model, optimizer, *terms, execution)
+            step = build_train_step(self.keras_model, optimizer, *terms, execution, tuning)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
             history = fit(
                 self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
-                eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
+                eval_step=build_eval_step(self.keras_model, *terms, execution, tuning), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
                 callbacks=self._callbacks(custom_callbacks or ()), save=self._save_checkpoint, verbose=verbose,
                 state=state, guard=guard, replicas=execution.replicas)
@@ -612,8 +615,13 @@ class MaskRCNN:
         callbacks = [CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir), *custom]
         return callbacks if self.replicas.is_main else [callback for callback in callbacks if not main_only(callback)]
 
-    def _ready_optimizer(self, learning_rate: float | None) -> keras.optimizers.Optimizer:
-        optimizer = ready_optimizer(self._user_optimizer, self.keras_model, self.config, learning_rate)
+    def _ready_optimizer(self, learning_rate: float | None, stage: Stage, verbose: int) -> keras.optimizers.Optimizer:
+        config = self.config
+        if verbose and config.REFERENCE_BATCH_SIZE and self._user_optimizer is None:
+            rate = config.LEARNING_RATE if learning_rate is None else learning_rate
+            print(f"Linear scaling with the batch:\n{table(scaled_recipe(config, rate))}")
+        span = updates_between(config, stage.first_epoch, stage.epochs)
+        optimizer = ready_optimizer(self._user_optimizer, self.keras_model, config, learning_rate, span)
         optimizer = self.replicas.adopt(optimizer)
         if self._user_optimizer is not None:
             self._user_optimizer = optimizer

@@ -193,7 +193,7 @@ def test_yaml_round_trip(tmp_path):
     config = Function()
     config.override(["IMAGE_SHAPES=[[512, 640], [640, 512]]", "LEARNING_RATE=0.00001", "MEAN_PIXEL=[1.5, 2, 3]"])
     config.to_yaml(tmp_path / "config.yaml")
-    assert "BATCH_SIZE" not in (tmp_path / "config.yaml").read_text()
+    assert "\nBATCH_SIZE" not in (tmp_path / "config.yaml").read_text()
     again = Function.from_yaml(tmp_path / "config.yaml")
     assert again.BACKBONE is backbone
     assert _equal(config, again)

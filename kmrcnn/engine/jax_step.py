@@ -12,10 +12,11 @@ import numpy as np
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.jax_replicas import ROWS, WHOLE, Alone
 from kmrcnn.engine.loss_scale import LossScale, needs_loss_scale, next_scale
-from kmrcnn.engine.objective import Objective, is_decayed
+from kmrcnn.engine.objective import Objective, weight_penalty
 from kmrcnn.engine.shares import judge, reports, shares, whole
 from kmrcnn.engine.step import model_inputs
 from kmrcnn.engine.step_state import restore_step, step_state
+from kmrcnn.engine.tuning import Plan, Tuning, moved, stretched
 
 
 class TrainStep:
@@ -35,13 +36,13 @@ class TrainStep:
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
-                 execution: Execution):
+                 execution: Execution, tuning: Tuning | None = None):
         self.accumulated = 0
         self._model, self._accumulation = model, execution.accumulation
         self._group = execution.replicas or Alone()
         self._group.broadcast((*model.variables, *optimizer.variables))
-        update = Update(model, optimizer, objective, execution)
-        self._variables, self.loss_scale = update.variables, update.loss_scale
+        update = Update(model, optimizer, objective, execution, tuning or Tuning(objective.groups))
+        self._variables, self.loss_scale, self.average = update.variables, update.loss_scale, update.average
         self._seen: list = [None] * len(self._variables)
         self._state: list = [None] * len(self._variables)
         self._shapes = [tuple(v.shape) for v in model.trainable_variables if self._accumulation > 1]
@@ -79,8 +80,9 @@ class TrainStep:
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside model and optimizer; see `kmrcnn.engine.step_state`. Syncs."""
         self.sync()
-        return step_state([self._group.own(total) for total in self._sums[: len(self._shapes)]], self.accumulated,
-                          self.loss_scale)
+        own = step_state([self._group.own(total) for total in self._sums[: len(self._shapes)]], self.accumulated,
+                         self.loss_scale)
+        return own if self.average is None else own | self.average.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from `state`, which may come from another number of devices.
@@ -90,6 +92,8 @@ class TrainStep:
         """
         self.accumulated, values = restore_step(state, self._shapes, self.loss_scale)
         self._set_sums(values)
+        if self.average is not None:
+            self.average.restore(state)
 
     def _set_sums(self, values: list[np.ndarray]) -> None:
         # With a guard the last is of the losses.
@@ -130,22 +134,26 @@ class Update:
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
-                 execution: Execution):
+                 execution: Execution, tuning: Tuning):
         self._model, self._objective, self._execution = model, objective, execution
         self._optimizer, self._group = optimizer, execution.replicas or Alone()
         self.loss_scale = LossScale() if needs_loss_scale(model) else None
         self._parts = (list(model.trainable_variables), list(model.non_trainable_variables),
                        list(self._optimizer.variables), self.loss_scale.variables if self.loss_scale else [])
-        self._decayed = [i for i, v in enumerate(self._parts[0]) if is_decayed(v)]
+        self._penalties = objective.penalties(self._parts[0])
+        self._plan, self.average = Plan(tuning, objective, optimizer, self._parts[0]), tuning.average(model)
+        self._parts += (self.average.variables if self.average else [],)
+        self._followed = _places(self.average.followed if self.average else [], self._parts[0] + self._parts[1])
+        self._momenta = _places(self._plan.momenta, self._parts[2])
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """Those of the model (trainable ones first), the optimizer and the loss scale."""
+        """Those of the model (trainable ones first), the optimizer, the loss scale and the average."""
         return sum(self._parts, [])
 
     def __call__(self, state: list, sums: list, inputs: dict, update: bool) -> tuple[dict, list, list]:
         values, guard = iter(state), self._execution.guard
-        trainable, fixed, slots, scale = ([next(values) for _ in part] for part in self._parts)
+        trainable, fixed, slots, scale, averages = ([next(values) for _ in part] for part in self._parts)
         scalars, gradients, statistics = self._differentiate(trainable, fixed, scale, inputs)
         verdict = self._judge(gradients, scalars["loss"])
         fixed = _choose(verdict, statistics, fixed)
@@ -153,21 +161,22 @@ class Update:
             gradients = [*gradients, scalars["loss"]] if guard else gradients
             sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
         if not update:
-            return scalars | reports({}) if guard else scalars, [*trainable, *fixed, *slots, *scale], sums
+            return scalars | reports({}) if guard else scalars, [*trainable, *fixed, *slots, *scale, *averages], sums
         if sums:
             gradients = [total / self._execution.accumulation for total in sums]
             sums = [jnp.zeros_like(total) for total in sums]
             verdict = self._judge(gradients, gradients[-1])
         trainable, slots, scale = self._apply(trainable, slots, scale, gradients[: len(trainable)], verdict)
-        return scalars | reports(verdict) if guard else scalars, [*trainable, *fixed, *slots, *scale], sums
+        averages = _choose(verdict, self._moved(averages, trainable + fixed), averages)
+        return scalars | reports(verdict) if guard else scalars, [*trainable, *fixed, *slots, *scale, *averages], sums
 
     def _differentiate(self, trainable: list, fixed: list, scale: list, inputs: dict) -> tuple[dict, list, list]:
         """Scalars, gradients, and the values of `fixed` after the forward pass, all of the whole batch."""
         def loss(trainable: list):
             outputs, statistics = self._model.stateless_call(
                 trainable, fixed, self._execution.prepared(inputs), training=True)
-            decayed = [trainable[i] for i in self._decayed]
-            scalars = shares(self._objective, outputs, decayed, self._execution.replicas)
+            penalty = weight_penalty(trainable, self._penalties)
+            scalars = shares(self._objective, outputs, penalty, self._execution.replicas)
             total = self._optimizer.scale_loss(scalars["loss"])
             return total * scale[0] if scale else total, (scalars, statistics)
 
@@ -190,9 +199,39 @@ class Update:
     def _apply(self, trainable: list, slots: list, scale: list, gradients: list,
                verdict: dict) -> tuple[list, list, list]:
         """Values after an update; the old ones if the verdict is bad."""
-        updated = self._optimizer.stateless_apply(slots, gradients, trainable)
+        updated = self._changed(trainable, slots, gradients)
         trainable, slots = _choose(verdict, updated[0], trainable), _choose(verdict, updated[1], slots)
         return trainable, slots, next_scale(*scale, verdict["finite"]) if scale else []
+
+
+    def _changed(self, trainable: list, slots: list, gradients: list) -> tuple[list, list]:
+        """(trainable, slots) after an update with all that belongs to it, see `kmrcnn.engine.tuning`."""
+        plan, optimizer = self._plan, self._optimizer
+        if plan.empty:
+            return optimizer.stateless_apply(slots, gradients, trainable)
+        with keras.StatelessScope(state_mapping=list(zip(self._parts[2], slots, strict=True))):
+            rate, factor = plan.rate(), plan.momentum_factor() if plan.momenta else None
+        before = [value * (1 - plan.decays[i] * rate) if i in plan.decays else value
+                  for i, value in enumerate(trainable)]
+        slots = [value * factor if i in self._momenta else value for i, value in enumerate(slots)]
+        after, slots = optimizer.stateless_apply(slots, gradients, before)
+        return [stretched(before[i], value, plan.rates[i]) if i in plan.rates else value
+                for i, value in enumerate(after)], slots
+
+    def _moved(self, averages: list, model: list) -> list:
+        """The average's variables after an update of the model's."""
+        if not averages:
+            return []
+        *values, updates = averages
+        share = self.average.share(updates + 1)
+        values = [moved(value, model[i], share) for value, i in zip(values, self._followed, strict=True)]
+        return [*values, updates + 1]
+
+
+def _places(some: list, variables: list) -> list[int]:
+    """Where they stand among the variables."""
+    places = {id(variable): place for place, variable in enumerate(variables)}
+    return [places[id(variable)] for variable in some]
 
 
 def _choose(verdict: dict, new: list, old: list) -> list:
@@ -263,11 +302,15 @@ class BatchFunction(Compiled):
 
 def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> BatchFunction:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
-    decayed = [v for v in model.trainable_variables if is_decayed(v)]
+    trainable = list(model.trainable_variables)
+    factors = objective.penalties(trainable)
     replicas = execution.replicas
     total = replicas and replicas.total
-    return BatchFunction(model, lambda outputs: objective(outputs, [v.value for v in decayed], total), execution,
-                         replicas, WHOLE)
+
+    def scalars(outputs: dict) -> dict:
+        return objective(outputs, weight_penalty([v.value for v in trainable], factors), total)
+
+    return BatchFunction(model, scalars, execution, replicas, WHOLE)
 
 
 def build_detect_step(model: keras.Model, select, execution: Execution) -> BatchFunction:

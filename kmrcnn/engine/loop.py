@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
@@ -37,8 +38,9 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     An epoch is `steps_per_epoch` steps; the batches depend on the step's number since epoch 0 only, so a resumed run
     sees those it would have seen. The same validation batches are used after every epoch.
 
-    With an optimizer that averages weights (`use_ema`) validation judges the raw weights; after the last epoch the
-    model gets the averaged ones, before that epoch is saved.
+    A step that averages weights (`kmrcnn.engine.ema`) goes on with the raw ones, but validation, the callbacks behind
+    an epoch and `save` see the average, and after the last epoch the model keeps it. With an optimizer that averages
+    (`use_ema`) validation judges the raw weights; after the last epoch the model gets the averaged ones.
 
     SIGTERM and SIGINT end training behind the running step, see `StopSignals`.
 
@@ -110,6 +112,7 @@ class _Run:
         self._verbose, self._state, self._replicas = verbose, state, replicas
         self._begin, self._end = _overriding(hooks, "begin"), _overriding(hooks, "end")
         self._meter = Meter(guard)
+        self._average = getattr(train_step, "average", None)
         self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
@@ -149,10 +152,11 @@ class _Run:
         self._train(batches, epoch, done)
         logs = self._meter.read()
         self._train_step.sync()
-        if self._evaluate:
-            logs |= self._evaluate(self._stop_if_asked)
-        self._intact = False
-        self._hooks.on_epoch_end(epoch, logs)
+        with self._average_shown():
+            if self._evaluate:
+                logs |= self._evaluate(self._stop_if_asked)
+            self._intact = False
+            self._hooks.on_epoch_end(epoch, logs)
         self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]
         if self._verbose:
             print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
@@ -160,6 +164,9 @@ class _Run:
         last = self._model.stop_training or epoch + 1 == self._epochs
         if last:
             self._optimizer.finalize_variable_values(self._model.trainable_variables)
+            if self._average:
+                self._average.finish()
+                self._average = None
         self._finish(epoch + 1, logs, last)
         return last
 
@@ -208,7 +215,8 @@ class _Run:
         if self._lost and (self._save_weights or self._state):
             warnings.warn(f"the loss of epoch {epoch} is {loss}: no checkpoint is written for it.", stacklevel=2)
         if self._save_weights and not self._lost:
-            self._save_weights(epoch)
+            with self._average_shown():
+                self._save_weights(epoch)
         self._save(finished=last, logs=logs)
         self._intact = True
         self._stop_if_asked(vote=True)
@@ -248,8 +256,13 @@ class _Run:
         if self._state is None:
             return
         if not self._lost and math.isfinite(self._meter.read().get("loss", 0.0)):
-            self._state.save(*self._place, self._model, self._optimizer, self._train_step, self._hooks.callbacks,
-                             self._meter.means, **about)
+            with self._average_shown(False):
+                self._state.save(*self._place, self._model, self._optimizer, self._train_step, self._hooks.callbacks,
+                                 self._meter.means, **about)
+
+    def _average_shown(self, show: bool = True) -> contextlib.AbstractContextManager:
+        """See `Average.shown`; without an average, nothing."""
+        return self._average.shown(show) if self._average else contextlib.nullcontext()
 
     def _rescue(self, error: BaseException) -> None:
         """Save what an error leaves whole. Other processes may not be there to take part."""

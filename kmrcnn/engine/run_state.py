@@ -73,7 +73,7 @@ class RunState:
         arrays, notes = dict(self.resumed.arrays), self.resumed.notes
         restore_model(model, self.resumed)
         restore_optimizer(optimizer, self.resumed)
-        if self._learning_rate is not None:
+        if self._learning_rate is not None and not callable(_inner(optimizer)._learning_rate):  # schedules have it
             optimizer.learning_rate = self._learning_rate
         own = _under("step/", arrays)
         if own:

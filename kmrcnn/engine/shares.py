@@ -8,20 +8,18 @@ from typing import Any
 from keras import ops
 
 from kmrcnn.engine.loss_scale import all_finite
-from kmrcnn.engine.objective import Objective, weight_penalty
+from kmrcnn.engine.objective import Objective
 from kmrcnn.engine.replicas import Replicas
 
 REPORTS = ("gradient_norm", "skipped")
 
 
-def shares(objective: Objective, outputs: Mapping, decayed: Sequence, replicas: Replicas | None) -> dict:
+def shares(objective: Objective, outputs: Mapping, penalty: Any, replicas: Replicas | None) -> dict:
     """The scalars of an Objective, or a replica's shares, which add up to them over the replicas."""
     if replicas is None:
-        return objective(outputs, decayed)
-    parts, penalty = objective.parts(outputs, replicas.total), 0.0
-    if objective.weight_decay:
-        penalty = weight_penalty(decayed, objective.weight_decay, objective.weight_decay_rule) / replicas.count
-    return {"loss": sum(parts.values()) + penalty, **parts}
+        return objective(outputs, penalty)
+    parts = objective.parts(outputs, replicas.total)
+    return {"loss": sum(parts.values()) + penalty / replicas.count, **parts}
 
 
 def whole(scalars: dict, replicas: Replicas | None) -> dict:

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
+from kmrcnn.engine.ema import Average
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.objective import Objective
+from kmrcnn.engine.tuning import Tuning
 
 Batch = Mapping[str, np.ndarray]
 
@@ -25,11 +27,13 @@ class TrainStep(Protocol):
         engine: name of the engine that ran the last batch, see `kmrcnn.engine.execution`; "" before the first.
         traces: how often a function was traced or compiled so far.
         accumulated: batches since the last update.
+        average: of the model, see `kmrcnn.engine.ema`; None without.
     """
 
     engine: str
     traces: int
     accumulated: int
+    average: Average | None
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Train on one batch. Returns scalars on the device; nothing waits for them."""
@@ -49,7 +53,8 @@ class TrainStep(Protocol):
 
 def build_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer,
                      loss_weights: Mapping[str, float], weight_decay: float,
-                     weight_decay_rule: str = "mean", execution: Execution | None = None) -> TrainStep:
+                     weight_decay_rule: str = "mean", execution: Execution | None = None,
+                     tuning: Tuning | None = None) -> TrainStep:
     """Build the training step of the active backend.
 
     A model with layers that compute in float16 is trained with dynamic loss scaling, see
@@ -60,22 +65,25 @@ def build_train_step(model: keras.Model, optimizer: keras.optimizers.Optimizer,
         optimizer: Keras optimizer; built here on the model's trainable variables if it is not built yet.
         loss_weights: factor by loss name, 1 if not listed.
         weight_decay: factor of the L2 penalty, 0 for none.
-        weight_decay_rule: "mean" (Matterport) or "sum" of squares per weight tensor.
+        weight_decay_rule: "mean" (Matterport), "sum", "coupled" (torch) or "decoupled" (AdamW), see `Objective`.
         execution: how it runs.
+        tuning: groups of weights, correction of momentum, average; by default Matterport's groups and nothing else.
     """
     # Scaling losses is the step's own work.
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
-    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule)
-    return _backend().TrainStep(model, optimizer, objective, execution or Execution())
+    tuning = tuning or Tuning()
+    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule, tuning.groups)
+    return _backend().TrainStep(model, optimizer, objective, execution or Execution(), tuning=tuning)
 
 
 def build_eval_step(model: keras.Model, loss_weights: Mapping[str, float], weight_decay: float,
                     weight_decay_rule: str = "mean",
-                    execution: Execution | None = None) -> Callable[[Batch], dict[str, Any]]:
+                    execution: Execution | None = None,
+                    tuning: Tuning | None = None) -> Callable[[Batch], dict[str, Any]]:
     """Build a function batch -> scalars of the training graph in inference mode, without any update."""
-    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule)
+    objective = Objective(dict(loss_weights), weight_decay, weight_decay_rule, (tuning or Tuning()).groups)
     return _backend().build_eval_step(model, objective, execution or Execution())
 
 

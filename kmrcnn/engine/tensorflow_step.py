@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -10,10 +11,11 @@ import tensorflow as tf
 
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loss_scale import LossScale, needs_loss_scale, next_scale
-from kmrcnn.engine.objective import Objective, is_decayed
+from kmrcnn.engine.objective import Objective, weight_penalty
 from kmrcnn.engine.shares import judge, reports, shares, whole
 from kmrcnn.engine.step_state import restore_step, step_state
 from kmrcnn.engine.tensorflow_replicas import Alone
+from kmrcnn.engine.tuning import Plan, Tuning, moved, stretched
 
 
 class TrainStep:
@@ -26,15 +28,18 @@ class TrainStep:
         accumulated: batches whose gradients wait for the rest of an update's.
         loss_scale: state of the loss scaling, None where there is none.
         traces: how often Python traced the step: once a shape, twice where gradients are accumulated.
+        average: of the model, None without.
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
-                 execution: Execution):
+                 execution: Execution, tuning: Tuning | None = None):
         self.accumulated = 0
         self._model, self._objective, self._execution = model, objective, execution
         self._optimizer, self._group = optimizer, execution.replicas or Alone()
         self._trainable, self._statistics = list(model.trainable_variables), list(model.non_trainable_variables)
-        self._decayed = [v for v in self._trainable if is_decayed(v)]
+        self._penalties = objective.penalties(self._trainable)
+        tuning = tuning or Tuning(objective.groups)
+        self._plan = Plan(tuning, objective, optimizer, self._trainable)
         if execution.replicas is not None:
             execution.replicas.check(model, optimizer)
             execution.replicas.broadcast((*model.variables, *optimizer.variables))
@@ -42,6 +47,7 @@ class TrainStep:
             optimizer._all_reduce_sum_gradients = list
         with self._group.scope():
             self.loss_scale = LossScale() if needs_loss_scale(model) else None
+            self.average = tuning.average(model)
             # With a guard the last is of the losses.
             shapes = [v.shape for v in self._trainable] + [()] * execution.guard
             self._sums = [tf.Variable(tf.zeros(shape), trainable=False)
@@ -64,7 +70,8 @@ class TrainStep:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside model and optimizer; see `kmrcnn.engine.step_state`."""
-        return step_state(self._sums[: len(self._trainable)], self.accumulated, self.loss_scale)
+        own = step_state(self._sums[: len(self._trainable)], self.accumulated, self.loss_scale)
+        return own if self.average is None else own | self.average.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from `state`, which may come from another number of devices.
@@ -76,6 +83,8 @@ class TrainStep:
         self.accumulated, values = restore_step(state, [total.shape for total in sums], self.loss_scale)
         for total, value in zip(sums, values, strict=True):
             total.assign(value)
+        if self.average is not None:
+            self.average.restore(state)
 
     def sync(self) -> None:
         """Nothing to do."""
@@ -113,7 +122,8 @@ class TrainStep:
             tape.watch([v.value for v in self._trainable])
             with keras.StatelessScope() as scope:
                 outputs = self._model(self._execution.prepared(inputs), training=True)
-            scalars = shares(self._objective, outputs, [v.value for v in self._decayed], self._execution.replicas)
+            penalty = weight_penalty([v.value for v in self._trainable], self._penalties)
+            scalars = shares(self._objective, outputs, penalty, self._execution.replicas)
             loss = self._optimizer.scale_loss(scalars["loss"])
             if self.loss_scale is not None:
                 loss = loss * self.loss_scale.scale
@@ -150,7 +160,7 @@ class TrainStep:
     def _apply(self, gradients: list, finite) -> None:
         """Update the weights, only if the gradients are `finite` where that was judged, and then the loss scale."""
         def apply() -> None:
-            self._group.run(self._update, gradients[: len(self._trainable)])
+            self._change(gradients[: len(self._trainable)])
 
         if finite is None:
             apply()
@@ -162,8 +172,29 @@ class TrainStep:
             for variable, value in zip(scale.variables, values, strict=True):
                 self._group.update(variable.value, _assign, value)
 
-    def _update(self, gradients: list) -> None:
-        self._optimizer.apply(gradients, self._trainable)
+    def _change(self, gradients: list) -> None:
+        """One update of all weights, with all that belongs to it, see `kmrcnn.engine.tuning`."""
+        plan, group = self._plan, self._group
+        rate = plan.rate() if plan.decays else None
+        for place, decay in plan.decays.items():
+            group.update(self._trainable[place].value, _scale, 1 - decay * rate)
+        factor = plan.momentum_factor() if plan.momenta else None
+        for momentum in plan.momenta:
+            group.update(momentum.value, _scale, factor)
+        rated = [self._trainable[place] for place in plan.rates]
+        before = group.run(lambda: [tf.identity(v.value) for v in rated]) if rated else []
+        group.run(lambda gradients: self._optimizer.apply(gradients, self._trainable), gradients)
+        for variable, factor, old in zip(rated, plan.rates.values(), before, strict=True):
+            group.update(variable.value, functools.partial(_stretch, factor=factor), old)
+        self._move_average()
+
+    def _move_average(self) -> None:
+        average, group = self.average, self._group
+        if average is not None:
+            group.update(average.updates.value, _add, 1)
+            share = average.share(average.updates.value)
+            for moving, variable in zip(average.averages, average.followed, strict=True):
+                group.update(moving.value, functools.partial(_move, share=share), variable.value)
 
 
 def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
@@ -172,6 +203,18 @@ def _assign(variable: tf.Variable, value: tf.Tensor) -> None:
 
 def _add(variable: tf.Variable, value: tf.Tensor) -> None:
     variable.assign_add(value)
+
+
+def _scale(variable: tf.Variable, factor: tf.Tensor) -> None:
+    variable.assign(variable * factor)
+
+
+def _stretch(variable: tf.Variable, before: tf.Tensor, factor: float) -> None:
+    variable.assign(stretched(before, variable, factor))
+
+
+def _move(average: tf.Variable, value: tf.Tensor, share: tf.Tensor) -> None:
+    average.assign(moved(average, value, share))
 
 
 class Compiled:
@@ -218,12 +261,13 @@ class BatchFunction(Compiled):
 
 def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> BatchFunction:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
-    decayed = [v for v in model.trainable_variables if is_decayed(v)]
+    trainable = list(model.trainable_variables)
+    factors = objective.penalties(trainable)
     total = execution.replicas and execution.replicas.total
 
     def step(inputs: dict) -> dict:
         outputs = model(execution.prepared(inputs), training=False)
-        return objective(outputs, [v.value for v in decayed], total)
+        return objective(outputs, weight_penalty([v.value for v in trainable], factors), total)
 
     return BatchFunction(model, step, execution, lambda parts: parts[0])
 

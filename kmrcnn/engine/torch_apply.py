@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import torch
 
+from kmrcnn.engine.ema import Average
 from kmrcnn.engine.loss_scale import LossScale, next_scale
+from kmrcnn.engine.objective import Objective
+from kmrcnn.engine.torch_tuning import Tuned
 from kmrcnn.engine.torch_update import Update, global_norm
+from kmrcnn.engine.tuning import Plan, Tuning
 
 Tensors = Sequence[torch.Tensor]
 
@@ -25,6 +29,7 @@ class Apply:
         recordable: see `Update`.
         guard: leave updates out whose loss or gradients are not finite, and report them.
         total: sums gradients over replicas before an update; None where they are sums already.
+        plan, average: what an update does beside the optimizer's rule, see `Tuned`.
 
     Attributes:
         native: whether a CUDA graph may hold it.
@@ -34,9 +39,11 @@ class Apply:
 
     def __init__(self, optimizer: keras.optimizers.Optimizer, trainable: Sequence[keras.Variable],
                  decay: Mapping[int, float], accumulation: int, scale: LossScale | None, recordable: bool,
-                 guard: bool = False, total: Callable[[Tensors], list[torch.Tensor]] | None = None):
+                 guard: bool = False, total: Callable[[Tensors], list[torch.Tensor]] | None = None,
+                 plan: Plan | None = None, average: Average | None = None):
         self._update = Update(optimizer, trainable, recordable)
-        self.native, self.refresh = self._update.native, self._update.refresh
+        plan = plan or Plan(Tuning(), Objective(), optimizer, trainable)
+        self._tuned, self.native = Tuned(plan, trainable, self._update.rate, average), self._update.native
         self._decay, self._scale = dict(decay), scale
         self._decayed = [trainable[index].value.detach() for index in decay]
         self._factors = torch.tensor(list(decay.values()), device=self._update.rate.device)
@@ -48,6 +55,11 @@ class Apply:
         self._branch = guard and scale is None and self._update.rate.device.type == "cpu" and not recordable
         # Not finite once one of the losses since the last update was not.
         self._loss = torch.zeros((), device=self._update.rate.device)
+
+    def refresh(self) -> None:
+        """Bring what depends on the learning rate up to date."""
+        self._update.refresh()
+        self._tuned.refresh()
 
     def __call__(self, loss: torch.Tensor, gradients: list[torch.Tensor], moving: Tensors, statistics: Tensors,
                  update: bool) -> tuple[torch.Tensor | float, list[torch.Tensor]]:
@@ -75,10 +87,12 @@ class Apply:
             self._loss.zero_()
         if not self._checks:
             _write(moving, statistics, None)
-            self._update(self._decayed_by_weights(gradients))
+            self._change(self._decayed_by_weights(gradients))
+            self._tuned.average(None)
             return penalty, []
         norm, finite = self._finish(loss, self._decayed_by_weights(gradients))
         _write(moving, statistics, finite)
+        self._tuned.average(finite)
         return penalty, [norm, (~finite).float()] if self._guard else []
 
     def _mean(self) -> list[torch.Tensor]:
@@ -98,11 +112,11 @@ class Apply:
         finite = norm.isfinite() & loss.isfinite()
         if self._branch:
             if finite:
-                self._update(gradients, norm)
+                self._change(gradients, norm)
             return norm, finite
         state = self._update.state()
         before = [tensor.clone() for tensor in state]
-        self._update(gradients, norm)
+        self._change(gradients, norm)
         _write(state, before, ~finite)
         if self._scale is not None:
             good_steps = self._scale.good_steps.value
@@ -110,6 +124,12 @@ class Apply:
             self.scales[0].copy_(scale)
             good_steps.copy_(good)
         return norm, finite
+
+    def _change(self, gradients: list[torch.Tensor], norm: torch.Tensor | None = None) -> None:
+        """Update the weights."""
+        self._tuned.before()
+        self._update(gradients, norm)
+        self._tuned.after()
 
     def _penalty(self) -> torch.Tensor | float:
         if not self._decayed:

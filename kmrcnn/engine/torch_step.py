@@ -15,7 +15,7 @@ import torch
 
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loss_scale import LossScale, needs_loss_scale
-from kmrcnn.engine.objective import Objective, is_decayed
+from kmrcnn.engine.objective import Objective, weight_penalty
 from kmrcnn.engine.step import model_inputs
 from kmrcnn.engine.torch_apply import Apply
 from kmrcnn.engine.torch_capture import Captured, CaptureError, Recorder
@@ -27,6 +27,7 @@ from kmrcnn.engine.torch_memory import keep_freed_memory
 from kmrcnn.engine.torch_state import restore_step, step_state
 from kmrcnn.engine.torch_sums import Sums, share_statistics
 from kmrcnn.engine.torch_trace import trace_gradients, with_gradients
+from kmrcnn.engine.tuning import Plan, Tuning
 
 Tensors = Sequence[torch.Tensor]
 
@@ -37,10 +38,11 @@ class TrainStep:
     Attributes:
         traces: how many times a function was traced so far.
         accumulated: batches since the last update.
+        average: of the model, None without.
     """
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective,
-                 execution: Execution, recorder: Recorder | None = None):
+                 execution: Execution, recorder: Recorder | None = None, tuning: Tuning | None = None):
         self.engine, self.traces, self.accumulated = "", 0, 0
         self._model, self._optimizer, self._objective, self._execution = model, optimizer, objective, execution
         self._replicas = execution.replicas
@@ -53,6 +55,8 @@ class TrainStep:
         if self._replicas is not None:
             self._replicas.broadcast((*model.variables, *optimizer.variables))
             share_statistics(model, self._replicas.group)
+        self._tuning = tuning or Tuning(objective.groups)
+        self.average = self._tuning.average(model)
         self._follow_trainable()
 
     def __call__(self, batch) -> dict:
@@ -68,7 +72,8 @@ class TrainStep:
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint needs beside model and optimizer. With replicas every one has to call it."""
-        return step_state(self._apply.sums, self.accumulated, self.loss_scale, self._replicas)
+        own = step_state(self._apply.sums, self.accumulated, self.loss_scale, self._replicas)
+        return own if self.average is None else own | self.average.state()
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Go on from `state`, which may come from another number of replicas.
@@ -77,6 +82,8 @@ class TrainStep:
             ValueError: it is of other trainable weights, or another accumulation.
         """
         self.accumulated = restore_step(state, self._apply.sums, self.loss_scale, self._replicas)
+        if self.average is not None:
+            self.average.restore(state)
 
     def sync(self) -> None:
         """Nothing to do."""
@@ -95,13 +102,13 @@ class TrainStep:
         trainable, self._fixed = list(model.trainable_variables), list(model.non_trainable_variables)
         self._count = len(trainable)
         self._weights = [variable.value for variable in (*trainable, *self._fixed)]
-        decay = {index: self._objective.decay(variable.value.numel()) for index, variable in enumerate(trainable)
-                 if is_decayed(variable) and self._objective.weight_decay}
         self._sums = None if self._replicas is None else Sums(self._replicas, self._weights[: self._count])
         alone = self._replicas is None or self._execution.accumulation == 1
-        self._apply = Apply(self._optimizer, trainable, decay, self._execution.accumulation, self.loss_scale,
+        self._apply = Apply(self._optimizer, trainable, self._objective.penalties(trainable),
+                            self._execution.accumulation, self.loss_scale,
                             recordable=self._engines.current.capture, guard=self._execution.guard,
-                            total=None if alone else self._sums.gradients)
+                            total=None if alone else self._sums.gradients,
+                            plan=Plan(self._tuning, self._objective, self._optimizer, trainable), average=self.average)
         self._runs: dict[tuple, dict[bool, Callable[[Tensors], Tensors]]] = {}
         self._names: list[str] = []
         self._changed: list[int] = []
@@ -187,10 +194,10 @@ class TrainStep:
 
 def build_eval_step(model: keras.Model, objective: Objective, execution: Execution) -> Inference:
     """Function batch -> scalars; see `kmrcnn.engine.step.build_eval_step`."""
-    decayed = [index for index, variable in enumerate(model.trainable_variables) if is_decayed(variable)]
+    factors = objective.penalties(model.trainable_variables)
     replicas = execution.replicas
     total = None if replicas is None else replicas.total
-    return Inference(model, lambda outputs, weights: objective(outputs, [weights[index] for index in decayed], total),
+    return Inference(model, lambda outputs, weights: objective(outputs, weight_penalty(weights, factors), total),
                      execution)
 
 

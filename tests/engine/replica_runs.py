@@ -8,8 +8,10 @@ import numpy as np
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.optimizer import learning_rate_of
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.step import build_eval_step, build_train_step
+from kmrcnn.engine.tuning import tuning_of
 from kmrcnn.model import MaskRCNN
 from tests.tiny import TinyConfig
 
@@ -46,8 +48,9 @@ def train(settings: dict, engine: str, images: int = 22, guard: bool = False) ->
             variable.assign(variable.value * 0 + 1)
     execution = Execution(engine, config.GRADIENT_ACCUMULATION, prepare=image_preparation(config), replicas=replicas,
                           guard=guard)
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, global_clipnorm=5.0)
-    terms = (config.LOSS_WEIGHTS, config.WEIGHT_DECAY, config.WEIGHT_DECAY_RULE, execution)
+    rate, tuning = learning_rate_of(config, 0.01), tuning_of(config)
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9, global_clipnorm=5.0)
+    terms = (config.LOSS_WEIGHTS, config.WEIGHT_DECAY, config.WEIGHT_DECAY_RULE, execution, tuning)
     step = build_train_step(model, optimizer, *terms)
     shard = (0, 1) if replicas is None else replicas.shard
     with DataLoader(shapes(images), config, shard=shard) as loader:
@@ -57,7 +60,8 @@ def train(settings: dict, engine: str, images: int = 22, guard: bool = False) ->
         evaluated = build_eval_step(model, *terms)(loader.batch(0))
         counts = [int((loader.batch(0)["input_gt_class_ids"] > 0).sum()), loader.batches_per_pass]
     return {"weights": [keras.ops.convert_to_numpy(variable.value).copy()
-                        for variable in (*model.variables, *optimizer.variables)],
+                        for variable in (*model.variables, *optimizer.variables,
+                                         *(step.average.variables if step.average else ()))],
             "scalars": scalars, "engine": step.engine, "counts": counts,
             "evaluated": {name: float(value) for name, value in evaluated.items()}}
 

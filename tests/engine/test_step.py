@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kmrcnn.config import Config
 from kmrcnn.engine.execution import ENGINES, Execution
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
@@ -124,7 +125,8 @@ def test_batches_are_prepared_inside_the_step():
         assert float(build(execution)(small)["loss"]) == pytest.approx(float(build()(wanted)["loss"]), rel=1e-6)
 
 
-class _Settings:
+class _Settings(Config):
+    NAME = "settings"
     LEARNING_RATE, LEARNING_MOMENTUM, GRADIENT_CLIP_NORM = 0.02, 0.8, 5.0
 
 

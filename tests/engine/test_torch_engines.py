@@ -16,11 +16,14 @@ if keras.backend.backend() != "torch":
 from kmrcnn.data.loader import DataLoader  # noqa: E402
 from kmrcnn.data.shapes import ShapesDataset  # noqa: E402
 from kmrcnn.engine.execution import EngineError, Execution  # noqa: E402
+from kmrcnn.engine.groups import Groups  # noqa: E402
 from kmrcnn.engine.objective import Objective  # noqa: E402
 from kmrcnn.engine.prepare import image_preparation  # noqa: E402
+from kmrcnn.engine.schedules import Schedule  # noqa: E402
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step  # noqa: E402
 from kmrcnn.engine.torch_inference import Inference  # noqa: E402
 from kmrcnn.engine.torch_step import TrainStep  # noqa: E402
+from kmrcnn.engine.tuning import Tuning  # noqa: E402
 from kmrcnn.models import build_inference_model, build_training_model  # noqa: E402
 from tests.agreement.losses import SmallConfig, initialise  # noqa: E402
 from tests.engine.fakes import Batches, build_model  # noqa: E402
@@ -205,6 +208,27 @@ def test_recorded_steps_equal_the_eager_ones(accumulation):
     assert runs["graph"][2] == runs["eager"][2] == 12 // accumulation
     np.testing.assert_allclose(runs["graph"][0], runs["eager"][0], rtol=1e-4, atol=1e-5)
     for one, other in zip(runs["graph"][1], runs["eager"][1], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["coupled", "decoupled"])
+def test_recorded_steps_have_groups_corrections_and_averages(rule):
+    """All that belongs to an update is recorded, follows the schedule, and is left out of a skipped update."""
+    runs = {}
+    tuning = Tuning(Groups(2.0, 0.05, 0.02), correct_momentum=True, ema_decay=0.9, ema_ramp=3.0)
+    for name, recorder, engine in (("eager", None, "eager"), ("graph", ListRecorder(), "auto")):
+        model = build_model(norm=True)
+        schedule = Schedule(0.05, "multistep", steps=[3, 6], gamma=0.5, warmup_steps=2)
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9)
+        optimizer.build(model.trainable_variables)
+        step = TrainStep(model, optimizer, Objective({}, 0.1, rule, tuning.groups), Execution(engine, guard=True),
+                         recorder, tuning)
+        batches = [Batches().batch(index) for index in range(9)]
+        batches[4]["x"] = batches[4]["x"] * np.nan
+        skipped = [float(step(batch)["skipped"]) for batch in batches]
+        assert step.engine == name and skipped == [0.0] * 4 + [1.0] + [0.0] * 4
+        runs[name] = [v.numpy() for v in (*model.variables, *optimizer.variables, *step.average.variables)]
+    for one, other in zip(runs["graph"], runs["eager"], strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 

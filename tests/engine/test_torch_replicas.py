@@ -18,6 +18,9 @@ CASES = {
     "frozen-fixed-traced": (FROZEN | {"LOSS_DENOMINATOR": "fixed"}, "traced"),
     "sync-count-eager": (SYNC | {"LOSS_DENOMINATOR": "count"}, "eager"),
     "sync-fixed-given-traced": (SYNC | {"LOSS_DENOMINATOR": "fixed", "USE_RPN_ROIS": False}, "traced"),
+    "tuned-traced": (FROZEN | {"BIAS_LR_FACTOR": 2.0, "BIAS_WEIGHT_DECAY": 0.0, "WEIGHT_DECAY_RULE": "coupled",
+                               "LR_SCHEDULE": "multistep", "LR_STEPS": (3,), "WARMUP_STEPS": 2,
+                               "MOMENTUM_CORRECTION": True, "EMA_DECAY": 0.9, "EMA_RAMP": 3.0}, "traced"),
     "accumulated-eager": (FROZEN | {"GRADIENT_ACCUMULATION": 2}, "eager"),
 }
 

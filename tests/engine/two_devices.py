@@ -14,10 +14,13 @@ import pytest
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.groups import Groups
 from kmrcnn.engine.optimizer import default_optimizer
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.replicas import make as make_replicas
+from kmrcnn.engine.schedules import Schedule
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
+from kmrcnn.engine.tuning import Tuning
 from kmrcnn.layers import BatchNorm
 from kmrcnn.models import build_training_model
 from tests.engine.fakes import Batches, Terms
@@ -174,6 +177,31 @@ def test_optimizers_and_accumulation(make, execution):
     # On JAX several devices always have a compiled step.
     assert step.engine == ("eager" if BACKEND == "tensorflow" and "engine" in execution else "compiled")
     assert step.traces == (0 if step.engine == "eager" else execution.get("accumulation", 1))
+
+
+@pytest.mark.parametrize(("rule", "execution"), [
+    ("coupled", {}), ("decoupled", {"accumulation": 2, "guard": True}), ("coupled", {"guard": True})])
+def test_groups_schedules_corrections_and_averages(rule, execution):
+    tuning = Tuning(Groups(2.0, 0.05, 0.02), correct_momentum=True, ema_decay=0.9, ema_ramp=3.0)
+    batches, results = [_batch(index) for index in range(6)], []
+    if "guard" in execution:
+        batches[3]["y"][7] = np.nan
+    for replicas in (None, REPLICAS):
+        with _scope(replicas):
+            model = _small_model()
+            optimizer = keras.optimizers.SGD(Schedule(0.05, "multistep", steps=[2, 4], warmup_steps=2), momentum=0.9)
+            step = build_train_step(model, optimizer, {}, 0.1, rule, Execution(replicas=replicas, **execution), tuning)
+        for batch in batches:
+            step(batch)
+        step.sync()
+        state = step.state()
+        step.restore(state)
+        with step.average.shown():
+            averages = _arrays(model.variables)
+        step.close()
+        results.append([*_arrays((*model.variables, *optimizer.variables, *step.average.variables)), *averages])
+    _assert_close(results[1], results[0])
+    assert not np.allclose(results[0][0], averages[0], atol=1e-6)
 
 
 def test_reports_are_of_all_rows():
