@@ -1,6 +1,6 @@
 """Write the tables of docs/configs.md and docs/recipes.md: keys of foreign configuration files, and our recipes.
 
-    python tools/configs_table.py            # rewrites the parts between the markers; a test fails if they are out of date
+    python tools/configs_table.py            # rewrites the parts between the markers; a test fails if they are old
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def _recipe(recipe: recipes.Recipe) -> str:
     scores = " / ".join(f"{expected[key]:.1f}" for key in ("box_ap", "mask_ap") if key in expected)
     link = f"[source]({recipe.source})" if recipe.source.startswith("http") else recipe.source
     notes = "".join(f"; {note}" for note in recipe.notes)
-    cells = [f"`{recipe.name}`", recipe.about + notes, f"{scores} box / mask AP on {expected['data']}" if scores else "",
-             recipe.hardware, recipe.time + (f", {recipe.memory}" if recipe.memory else ""),
-             f"{recipe.measured_by} ({link})"]
+    scores += f" box / mask AP on {expected['data']}" if scores else ""
+    cells = [f"`{recipe.name}`", recipe.about + notes, scores, recipe.hardware,
+             recipe.time + (f", {recipe.memory}" if recipe.memory else ""), f"{recipe.measured_by} ({link})"]
     return f"| {' | '.join(cells)} |"
 
 

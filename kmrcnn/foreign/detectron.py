@@ -1,4 +1,4 @@
-"""Configuration files of Detectron (Caffe2) and of Detectron.pytorch with its descendants (GIoU, DIoU): one tree of keys.
+"""Configuration files of Detectron (Caffe2), of Detectron.pytorch and its descendants (GIoU, DIoU): one tree of keys.
 
 Where only one of them has a key, files of the other simply do not name it; common defaults are the same.
 """
@@ -204,7 +204,8 @@ def schedule(values: Values) -> dict[str, Any]:
         return {**common, "LR_SCHEDULE": "multistep" if steps else "constant", "LR_STEPS": steps}
     if policy == "steps_with_lrs":
         if len(rates) != len(steps) + 1:
-            raise ForeignKeyError(f"SOLVER.LRS: found {rates}, expected {len(steps) + 1} rates, one for each of SOLVER.STEPS")
+            raise ForeignKeyError(f"SOLVER.LRS: found {rates}, expected {len(steps) + 1} rates, as SOLVER.STEPS are "
+                                  f"{values['SOLVER.STEPS']}")
         return {"LR_SCHEDULE": "multistep", "LR_STEPS": steps, "LEARNING_RATE": rates[0],
                 "LR_GAMMA": [rate / rates[0] for rate in rates[1:]]}
     if policy == "cosine_decay":
@@ -267,7 +268,7 @@ ROWS: list[Row] = [
     built_in("RESNETS.RES5_DILATION", 1, "the last stage strides"),
     by("RESNETS.FREEZE_AT", 2, "layers", frozen, "2 is `layers=\"3+\"`"),
     by("RESNETS.IMAGENET_PRETRAINED", True, "weights", weights),
-    by("RESNETS.IMAGENET_PRETRAINED_WEIGHTS", "", "weights", weights, "a name of docs/weights.md, or the path as it is"),
+    by("RESNETS.IMAGENET_PRETRAINED_WEIGHTS", "", "weights", weights, "docs/weights.md has its name, or it is a path"),
     by("FPN.FPN_ON", False, "NECK", fpn_switch("FPN.FPN_ON"), "has to agree with the body"),
     by("FPN.DIM", 256, ("TOP_DOWN_PYRAMID_SIZE", "RPN_CONV_SIZE"), channels),
     absent("FPN.ZERO_INIT_LATERAL", False, "kmrcnn has one initialisation", harmless=True),
@@ -331,12 +332,13 @@ ROWS: list[Row] = [
     to("SOLVER.BIAS_WEIGHT_DECAY", False, "BIAS_WEIGHT_DECAY", lambda value: None if value else 0.0),
     to("SOLVER.WARM_UP_ITERS", 500, "WARMUP_STEPS"),
     to("SOLVER.WARM_UP_FACTOR", 1 / 3, "WARMUP_FACTOR"),
-    to("SOLVER.WARM_UP_METHOD", "linear", "WARMUP_METHOD", lambda value: parts.schedule(value, "SOLVER.WARM_UP_METHOD")),
+    to("SOLVER.WARM_UP_METHOD", "linear", "WARMUP_METHOD",
+       lambda value: parts.schedule(value, "SOLVER.WARM_UP_METHOD")),
     by("SOLVER.SCALE_MOMENTUM", True, "MOMENTUM_CORRECTION", optimizer),
     built_in("SOLVER.SCALE_MOMENTUM_THRESHOLD", 1.1, "changes that the correction is for"),
     absent("SOLVER.LOG_LR_CHANGE_THRESHOLD", 1.1, "printing only", harmless=True),
     by("TRAIN.WEIGHTS", "", "weights", weights, "a name of docs/weights.md, or the path as it is"),
-    by("TRAIN.DATASETS", (), ("datasets", "NUM_CLASSES"), datasets, "names for you; a Dataset is an argument of `train`"),
+    by("TRAIN.DATASETS", (), ("datasets", "NUM_CLASSES"), datasets, "names for you; `train` takes a Dataset"),
     by("TRAIN.SCALES", (600,), ("IMAGE_MIN_DIM", "TRAIN_SCALES"), sizes, "several are drawn from"),
     to("TRAIN.MAX_SIZE", 1000, "IMAGE_MAX_DIM"),
     by("TRAIN.IMS_PER_BATCH", 2, _BATCH, batch, "for each device"),

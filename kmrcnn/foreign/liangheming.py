@@ -62,6 +62,14 @@ def rois(values: Values) -> dict[str, Any]:
     return {"ROI_POSITIVE_IOU": overlap}
 
 
+def mask_layers(values: Values) -> dict[str, Any]:
+    """Convolutions of one width."""
+    widths = values["model.mask.mask_layers"]
+    if len(set(widths)) != 1:
+        raise ForeignKeyError(f"model.mask.mask_layers: found {widths}, expected one width for all layers")
+    return {"MASK_HEAD_CONVS": len(widths), "MASK_CONV_SIZE": widths[0]}
+
+
 def _deviations(value: Any) -> list[float]:
     return parts.deviations([1 / item for item in value])
 
@@ -118,8 +126,7 @@ ROWS: list[Row] = [
     to("model.roi.positive_fraction", 0.25, "ROI_POSITIVE_RATIO"),
     to("model.roi.bbox_weights", (0.1, 0.1, 0.2, 0.2), "BBOX_STD_DEV", _deviations, "multiply there"),
     absent("model.roi.iou_type", "giou", _IOU_LOSSES),
-    by("model.mask.mask_layers", (256, 256, 256, 256), ("MASK_HEAD_CONVS", "MASK_CONV_SIZE"), lambda values: {
-        "MASK_HEAD_CONVS": len(values["model.mask.mask_layers"]), "MASK_CONV_SIZE": values["model.mask.mask_layers"][0]}),
+    by("model.mask.mask_layers", (256, 256, 256, 256), ("MASK_HEAD_CONVS", "MASK_CONV_SIZE"), mask_layers),
     built_in("model.mask.mask_dim_reduce", 256, "as wide as the layers before it"),
     built_in("model.mask.featmap", (0, 1, 2, 3), "ROIs are pooled from P2 to P5"),
     by("model.mask.output_size", 14, ("MASK_POOL_SIZE", "MASK_SHAPE"), lambda values: {

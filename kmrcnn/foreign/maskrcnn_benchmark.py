@@ -1,6 +1,6 @@
 """maskrcnn-benchmark's configuration files, and those of its descendants RetinaMask and Res2Net-maskrcnn.
 
-Keys and defaults are those of its last version (2019-11). The descendants know a little less and some keys of their own.
+Keys and defaults are those of its last version (2019-11). The descendants know a little less and have keys of their ow
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def channels(values: Values) -> dict[str, Any]:
     """The RPN has as many channels as the maps it looks at."""
     count = values[_RESNETS + "BACKBONE_OUT_CHANNELS"]
     if not _has_fpn(values):
-        return {**parts.agree(values, _RESNETS + "BACKBONE_OUT_CHANNELS", 1024, "C4 has so many"), "RPN_CONV_SIZE": 1024}
+        parts.agree(values, _RESNETS + "BACKBONE_OUT_CHANNELS", 1024, "C4 has so many")
+        return {"RPN_CONV_SIZE": 1024}
     return {"TOP_DOWN_PYRAMID_SIZE": count, "RPN_CONV_SIZE": count}
 
 
@@ -78,7 +79,8 @@ def head_normalisation(values: Values) -> dict[str, Any]:
 def box_head(values: Values) -> dict[str, Any]:
     """Two layers of 1024, or convolutions and one such layer; with C4 the backbone's last stage."""
     key = _BOX + "FEATURE_EXTRACTOR"
-    with_fpn = {"FPN2MLPFeatureExtractor": (0, 2), "FPNXconv1fcFeatureExtractor": (values[_BOX + "NUM_STACKED_CONVS"], 1)}
+    with_fpn = {"FPN2MLPFeatureExtractor": (0, 2),
+                "FPNXconv1fcFeatureExtractor": (values[_BOX + "NUM_STACKED_CONVS"], 1)}
     if not _has_fpn(values):
         return parts.agree(values, key, "ResNet50Conv5ROIFeatureExtractor", "the body is a C4")
     if values[key] not in with_fpn:
@@ -233,8 +235,8 @@ ROWS: list[Row] = [
     to(_RPN + "POSITIVE_FRACTION", 0.5, "RPN_POSITIVE_RATIO"),
     to(_RPN + "PRE_NMS_TOP_N_TRAIN", 12000, "PRE_NMS_LIMIT"),
     to(_RPN + "PRE_NMS_TOP_N_TEST", 6000, "PRE_NMS_LIMIT_INFERENCE"),
-    by(_RPN + "POST_NMS_TOP_N_TRAIN", 2000, "POST_NMS_ROIS_TRAINING", proposals, "C4; with an FPN the joint limit rules"),
-    by(_RPN + "POST_NMS_TOP_N_TEST", 1000, "POST_NMS_ROIS_INFERENCE", proposals, "C4; with an FPN the joint limit rules"),
+    by(_RPN + "POST_NMS_TOP_N_TRAIN", 2000, "POST_NMS_ROIS_TRAINING", proposals, "C4; else the joint limit rules"),
+    by(_RPN + "POST_NMS_TOP_N_TEST", 1000, "POST_NMS_ROIS_INFERENCE", proposals, "C4; else the joint limit rules"),
     to(_RPN + "NMS_THRESH", 0.7, "RPN_NMS_THRESHOLD"),
     to(_RPN + "MIN_SIZE", 0, "RPN_MIN_SIZE", float),
     by(_RPN + "FPN_POST_NMS_TOP_N_TRAIN", 2000, "POST_NMS_ROIS_TRAINING", proposals),
@@ -263,7 +265,8 @@ ROWS: list[Row] = [
     built_in(_BOX + "DILATION", 1, "no dilation in the heads"),
     to(_BOX + "CONV_HEAD_DIM", 256, "BOX_CONV_SIZE"),
     by(_BOX + "NUM_STACKED_CONVS", 4, "BOX_HEAD_CONVS", box_head, "with FPNXconv1fcFeatureExtractor"),
-    by(_MASK + "FEATURE_EXTRACTOR", "ResNet50Conv5ROIFeatureExtractor", ("MASK_HEAD_CONVS", "MASK_CONV_SIZE"), mask_head),
+    by(_MASK + "FEATURE_EXTRACTOR", "ResNet50Conv5ROIFeatureExtractor", ("MASK_HEAD_CONVS", "MASK_CONV_SIZE"),
+       mask_head),
     built_in(_MASK + "PREDICTOR", "MaskRCNNC4Predictor", "a deconvolution, then 1x1"),
     to(_MASK + "POOLER_RESOLUTION", 14, "MASK_POOL_SIZE"),
     by(_MASK + "POOLER_SAMPLING_RATIO", 0, "ROI_ALIGN_SAMPLING_RATIO", pooling, "has to be the box head's"),

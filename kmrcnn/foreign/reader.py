@@ -1,4 +1,4 @@
-"""Reads a foreign file with its family's table: defaults, the file, then `KEY VALUE` overrides; strict about keys and types.
+"""Reads a foreign file with its family's table: defaults, the file, overrides; strict about keys and types.
 
 What comes out has the form of our own recipe files, see `kmrcnn.recipes`.
 """

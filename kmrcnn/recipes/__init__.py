@@ -40,8 +40,8 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by its name, or from a file of ours or of a system that `kmrcnn.foreign` knows.
 
     Args:
-        overrides: settings of ours as texts "KEY=VALUE"; for a foreign file also its own keys, so or as two texts "KEY",
-            "VALUE", as the foreign command lines have them.
+        overrides: settings of ours as texts "KEY=VALUE"; for a foreign file also its own keys, so or as two texts
+            "KEY", "VALUE", as the foreign command lines have them.
 
     Raises:
         FileNotFoundError: there is no such recipe or file.

@@ -101,7 +101,8 @@ class Recipe:
             base: a Config class of your own.
             settings: what is to be otherwise, such as NUM_CLASSES.
         """
-        config = base.from_dict({"NAME": self.name, **self.settings, **(self.inference if inference else {}), **settings})
+        mode = self.inference if inference else {}
+        config = base.from_dict({"NAME": self.name, **self.settings, **mode, **settings})
         if "STEPS_PER_EPOCH" not in settings and not inference:
             if self.one_pass:
                 config.STEPS_PER_EPOCH = math.ceil(images / config.BATCH_SIZE) if images else config.STEPS_PER_EPOCH

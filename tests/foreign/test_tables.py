@@ -102,8 +102,10 @@ def test_a_row_sets_what_it_names_or_refuses(family, row):
 
 
 def differences(one, two):
-    flat = [{**recipe["config"], **{f"inference.{key}": value for key, value in recipe["inference"].items()}, **{key: recipe.get(key) for key in FIELDS if key != "inference"},
-             "layers": recipe["stages"][0]["layers"], "epochs": recipe["stages"][0]["epochs"]} for recipe in (one, two)]
+    """What two recipes have otherwise, by the names that targets have."""
+    flat = [{**recipe["config"], **{f"inference.{key}": value for key, value in recipe["inference"].items()},
+             **{key: recipe.get(key) for key in FIELDS if key != "inference"}, **recipe["stages"][0]}
+            for recipe in (one, two)]
     return {key for key in flat[0].keys() | flat[1].keys() if repr(flat[0].get(key)) != repr(flat[1].get(key))}
 
 
