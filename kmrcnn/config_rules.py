@@ -128,9 +128,10 @@ _COUNTS = (
     "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
     "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT", "CHECKPOINT_KEEP", "MAX_SKIPPED_STEPS",
+    "LOG_STEPS",
 )  # fmt: skip
 _COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS", "BOX_HEAD_CONVS",
-                   "MASK_HEAD_CONVS")
+                   "MASK_HEAD_CONVS", "LOG_IMAGES", "EVALUATE_EPOCHS", "EVALUATE_IMAGES")
 _FRACTIONS = (
     "RPN_NMS_THRESHOLD", "RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_RATIO", "ROI_POSITIVE_IOU",
     "RPN_POSITIVE_RATIO", "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM", "RPN_ANCHOR_OFFSET",
@@ -141,7 +142,7 @@ _SWITCHES = (
     "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
     "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
     "CLIP_PROPOSALS_TO_WINDOW", "INCLUSIVE_BOXES", "PREDICT_MASKS", "SYNC_BN",
-    "DETERMINISTIC",
+    "DETERMINISTIC", "LOG_REPORT",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -193,6 +194,7 @@ RULES: dict[str, Rule] = {
     "ENGINE": _choice("auto", "graph", "compiled", "traced", "eager"),
     "PRECISION": _choice(None, "float32", "bfloat16", "float16"),
     "CHECKPOINT_BEST": _optional(_name),
+    "EARLY_STOPPING": _optional(_integer(1)),
     "LOADER_BACKEND": _choice("auto", "process", "thread"),
 }
 
@@ -217,6 +219,15 @@ def check_images(config: Any) -> None:
         fail("STD_PIXEL", config.STD_PIXEL, f"1 or {config.IMAGE_CHANNEL_COUNT} numbers (IMAGE_CHANNEL_COUNT)")
     if config.MASK_TARGETS == "roi_align" and config.USE_MINI_MASK:
         fail("MASK_TARGETS", "roi_align", "'crop', as USE_MINI_MASK is True: mini-masks do not cover the image")
+
+
+def check_logs(config: Any) -> None:
+    """The best epoch is that of a value that is measured."""
+    best = config.CHECKPOINT_BEST
+    if config.EARLY_STOPPING and best is None:
+        fail("CHECKPOINT_BEST", best, 'the logged value that EARLY_STOPPING waits for, such as "val_loss"')
+    if best and best.startswith(("val_bbox_", "val_segm_")) and not config.EVALUATE_EPOCHS:
+        fail("EVALUATE_EPOCHS", 0, f"the epochs between evaluations, as CHECKPOINT_BEST is {best!r}")
 
 
 def check_network(config: Any) -> None:

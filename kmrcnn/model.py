@@ -27,15 +27,20 @@ from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
-from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
+from kmrcnn.engine.best import EarlyStop
+from kmrcnn.engine.callbacks import CSVLog
+from kmrcnn.engine.checkpoint import read_last
+from kmrcnn.engine.event_file import EventFile
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.guards import Guard
+from kmrcnn.engine.json_lines import JSONLines
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.resume import Resumption, describe
-from kmrcnn.engine.run import Run
+from kmrcnn.engine.run import STATE_FOLDER, Run
+from kmrcnn.engine.run_log import RunLog
 from kmrcnn.engine.run_state import Stage, restore_optimizer
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
@@ -47,10 +52,12 @@ from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
 from kmrcnn.pasting import mask_form
+from kmrcnn.report import EPOCHS_FILE, METRICS_FILE, write_report
 from kmrcnn.tiled_detection import FORMS as TILED_FORMS
 from kmrcnn.tiled_detection import detect_in_tiles
 from kmrcnn.tiles import tile_shape
 from kmrcnn.utils import norm_boxes
+from kmrcnn.validation import Validation
 
 __all__ = [
     "BatchNorm",
@@ -151,6 +158,24 @@ class MaskRCNN:
             if files:
                 return files[-1]
         raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
+
+    def find_best(self) -> str:
+        """Path of the weights of the best epoch, by CHECKPOINT_BEST, of the newest run of this config's NAME.
+
+        Raises:
+            FileNotFoundError: there is no such run, it was trained without CHECKPOINT_BEST, or the file is gone.
+        """
+        runs = self._runs()
+        checkpoint = read_last(os.path.join(runs[-1], STATE_FOLDER)) if runs else None
+        best = checkpoint and checkpoint.notes["best"]
+        if not best:
+            raise FileNotFoundError(errno.ENOENT, f"Could not find a run that was trained with CHECKPOINT_BEST under "
+                                                  f"{self.model_dir}")
+        epoch = int(best["name"].split("-")[0])
+        path = os.path.join(runs[-1], f"mask_rcnn_{self.config.NAME.lower()}_{epoch:04d}.h5")
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "Could not find the weights of the best epoch", path)
+        return path
 
     def _runs(self) -> list[str]:
         """Folders of this NAME's runs, oldest first."""
@@ -304,16 +329,19 @@ class MaskRCNN:
             val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
             step = build_train_step(self.keras_model, optimizer, *terms, execution)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
+            log = self._run_log(verbose)
             history = fit(
                 self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
                 eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
-                callbacks=[CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir),
+                callbacks=[CSVLog(os.path.join(self.log_dir, EPOCHS_FILE)), log, *self._early_stop(),
                            *(custom_callbacks or ())],
-                save=self._save_checkpoint, verbose=verbose, state=state, guard=guard)
+                save=self._save_checkpoint, verbose=verbose, state=state, guard=guard,
+                measure=self._validation(val_dataset, epochs, log))
             self._run.going = True
-            return history
+        self._write_report(verbose)
+        return history
 
     def set_trainable(self, layer_regex: str, keras_model: keras.Model | None = None, indent: int = 0,
                       verbose: int = 1) -> None:
@@ -585,6 +613,40 @@ class MaskRCNN:
         config, steps = self.config, max(0, stage.epochs - stage.first_epoch) * self.config.STEPS_PER_EPOCH
         guarded = {"guard": True} if "guard" in Execution.__dataclass_fields__ else {}
         return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), **guarded)
+
+    def _run_log(self, verbose: int) -> RunLog:
+        """The logs of steps and epochs in log_dir."""
+        writers: list = [JSONLines(os.path.join(self.log_dir, METRICS_FILE))]
+        try:
+            writers.append(EventFile(self.log_dir))
+        except ImportError:
+            warnings.warn("tensorboard is not installed: no TensorBoard logs are written (pip install tensorboard).",
+                          stacklevel=3)
+        config = self.config
+        return RunLog(writers, every=config.LOG_STEPS, images=config.BATCH_SIZE,
+                      accumulation=config.GRADIENT_ACCUMULATION, verbose=verbose)
+
+    def _early_stop(self) -> list[EarlyStop]:
+        config = self.config
+        return [EarlyStop(config.CHECKPOINT_BEST, config.EARLY_STOPPING)] if config.EARLY_STOPPING else []
+
+    def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
+        """COCO's numbers on the validation set, if they are wanted."""
+        if not self.config.EVALUATE_EPOCHS or dataset is None:
+            return None
+        return Validation(self.keras_model, self.config, dataset, self.log_dir, last, log.show)
+
+    def _write_report(self, verbose: int) -> None:
+        if not self.config.LOG_REPORT:
+            return
+        try:
+            path = write_report(self.log_dir)
+        except Exception as error:  # of pictures, which must not cost the caller a finished training
+            warnings.warn(f"The report of {self.log_dir} could not be written: {type(error).__name__}: {error}",
+                          stacklevel=3)
+            return
+        if verbose:
+            print(f"Plots: {path}")
 
     def _save_checkpoint(self, epoch: int) -> None:
         filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")
