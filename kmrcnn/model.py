@@ -27,13 +27,10 @@ from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
-from kmrcnn.engine.best import EarlyStop
-from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.checkpoint import read_last
-from kmrcnn.engine.event_file import EventFile
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.guards import Guard
-from kmrcnn.engine.json_lines import JSONLines
+from kmrcnn.engine.logs import make_logs
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer
 from kmrcnn.engine.precision import precision_policy
@@ -52,7 +49,7 @@ from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
 from kmrcnn.pasting import mask_form
-from kmrcnn.report import EPOCHS_FILE, METRICS_FILE, write_report
+from kmrcnn.report import write_report
 from kmrcnn.tiled_detection import FORMS as TILED_FORMS
 from kmrcnn.tiled_detection import detect_in_tiles
 from kmrcnn.tiles import tile_shape
@@ -329,16 +326,15 @@ class MaskRCNN:
             val_batches = val_dataset and stack.enter_context(DataLoader(val_dataset, self.config, workers=workers))
             step = build_train_step(self.keras_model, optimizer, *terms, execution)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
-            log = self._run_log(verbose)
+            logs = make_logs(self.log_dir, self.config, verbose)
             history = fit(
                 self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
                 eval_step=build_eval_step(self.keras_model, *terms, execution), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
-                callbacks=[CSVLog(os.path.join(self.log_dir, EPOCHS_FILE)), log, *self._early_stop(),
-                           *(custom_callbacks or ())],
+                callbacks=[*logs.callbacks, *(custom_callbacks or ())],
                 save=self._save_checkpoint, verbose=verbose, state=state, guard=guard,
-                measure=self._validation(val_dataset, epochs, log))
+                measure=self._validation(val_dataset, epochs, logs.run))
             self._run.going = True
         self._write_report(verbose)
         return history
@@ -613,22 +609,6 @@ class MaskRCNN:
         config, steps = self.config, max(0, stage.epochs - stage.first_epoch) * self.config.STEPS_PER_EPOCH
         guarded = {"guard": True} if "guard" in Execution.__dataclass_fields__ else {}
         return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), **guarded)
-
-    def _run_log(self, verbose: int) -> RunLog:
-        """The logs of steps and epochs in log_dir."""
-        writers: list = [JSONLines(os.path.join(self.log_dir, METRICS_FILE))]
-        try:
-            writers.append(EventFile(self.log_dir))
-        except ImportError:
-            warnings.warn("tensorboard is not installed: no TensorBoard logs are written (pip install tensorboard).",
-                          stacklevel=3)
-        config = self.config
-        return RunLog(writers, every=config.LOG_STEPS, images=config.BATCH_SIZE,
-                      accumulation=config.GRADIENT_ACCUMULATION, verbose=verbose)
-
-    def _early_stop(self) -> list[EarlyStop]:
-        config = self.config
-        return [EarlyStop(config.CHECKPOINT_BEST, config.EARLY_STOPPING)] if config.EARLY_STOPPING else []
 
     def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
         """COCO's numbers on the validation set, if they are wanted."""

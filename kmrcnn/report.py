@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kmrcnn.engine.json_lines import read_json_lines
+from kmrcnn.engine.logs import EPOCHS_FILE, METRICS_FILE
 from kmrcnn.figures import Picture
 from kmrcnn.validation import EVALUATION_FILE
 
 REPORT_FILE, PLOT_FOLDER = "report.html", "plots"
-METRICS_FILE, EPOCHS_FILE = "metrics.jsonl", "log.csv"
 _MOST_CLASSES = 30  # whose names fit into a plot
 _KINDS = {"bbox": "boxes", "segm": "masks"}
 
