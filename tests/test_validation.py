@@ -24,6 +24,7 @@ def _shapes(count: int, start: int = 0) -> ShapesDataset:
     return dataset
 
 
+@pytest.mark.once  # JAX compiles an eager graph for minutes
 def test_the_shared_graph_has_the_weights_of_the_training_graph_and_no_others():
     config = TinyConfig()
     training = build_training_model(config)
@@ -66,29 +67,41 @@ class _Config(TinyConfig):
     LOG_IMAGES = 1
     LOG_STEPS = 2
     LOG_REPORT = True
+    ENGINE = "traced"  # folds norms
     APPEND_GT_TO_ROIS = True
     TRAIN_BN = None
     BN_MOMENTUM = 0.5
     STEPS_PER_EPOCH = 6
 
 
-def test_numbers_while_training_are_those_of_the_saved_weights(tmp_path):
-    """Also where a step keeps its weights to itself (JAX), and after they have changed (torch's folded norms)."""
+@pytest.mark.once
+def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monkeypatch):
+    """Also after they have changed, and with them what was folded of them."""
+    seen = []
+
+    def noted(*arguments, **keywords):
+        seen.append(evaluate_coco(*arguments, **keywords))
+        return seen[-1]
+
+    monkeypatch.setattr("kmrcnn.validation.evaluate_coco", noted)
     model, validation = MaskRCNN("training", _Config(), tmp_path), _shapes(5, start=100)
     model.compile(optimizer=keras.optimizers.Adam(3e-3))
-    history = model.train(_shapes(24), validation, None, 3, "all", verbose=0)
-    logged = history.history
+    logged = model.train(_shapes(24), validation, None, 3, "all", verbose=0).history
     assert len(logged["val_loss"]) == 3 and len(logged["val_segm_AP"]) == 2  # behind epoch 2 and at the end
     found = json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())
     config = _Config()
     config.DETECTION_MIN_CONFIDENCE = 0
-    for epoch, place in ((2, 0), (3, 1)):
-        detector = MaskRCNN("inference", config, tmp_path)
+    detector = MaskRCNN("inference", config, tmp_path)
+    for epoch, results in zip((2, 3), seen, strict=True):
         detector.load_weights(model.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
-        results = evaluate_coco(detector, validation, eval_type="both", limit=3, verbose=0)
-        for kind in ("bbox", "segm"):
-            for name in ("AP", "AP50", "AP75"):
-                assert logged[f"val_{kind}_{name}"][place] == pytest.approx(results[kind].to_dict()[name], abs=2e-3)
+        wanted = evaluate_coco(detector, validation, eval_type="both", limit=3, verbose=0)
+        assert len(results.detections) == len(wanted.detections) == 3 * config.DETECTION_MAX_INSTANCES
+        for name, tolerance in (("score", 1e-4), ("bbox", 0.2)):
+            np.testing.assert_allclose(*([row[name] for row in rows.detections] for rows in (results, wanted)),
+                                       atol=tolerance)
+        assert logged["val_segm_AP"][epoch - 2] == results["segm"].ap
+    scores = [sum(row["score"] for row in results.detections) for results in seen]
+    assert abs(scores[0] - scores[1]) > 0.1, "the weights should have changed"
     assert found["epoch"] == 3 and np.array(found["confusion"]["matrix"]).shape == (4, 4)
     assert len(np.array(found["types"]["segm"]["precision"]["mean"])[0]) == 101
 
