@@ -64,6 +64,7 @@ class _Config(TinyConfig):
     EVALUATE_IMAGES = 3
     CHECKPOINT_BEST = "val_segm_AP50"
     DETECTION_MIN_CONFIDENCE = 0.9
+    DETECTION_MULTI_CLASS = True
     LOG_IMAGES = 1
     LOG_STEPS = 2
     LOG_REPORT = True
@@ -95,7 +96,7 @@ def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monk
     for epoch, results in zip((2, 3), seen, strict=True):
         detector.load_weights(model.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
         wanted = evaluate_coco(detector, validation, eval_type="both", limit=3, verbose=0)
-        assert len(results.detections) == len(wanted.detections) == 3 * config.DETECTION_MAX_INSTANCES
+        assert len(results.detections) == len(wanted.detections) > 10
         for name, tolerance in (("score", 1e-4), ("bbox", 0.2)):
             np.testing.assert_allclose(*([row[name] for row in rows.detections] for rows in (results, wanted)),
                                        atol=tolerance)
