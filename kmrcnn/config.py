@@ -26,7 +26,15 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.config_rules import LOSSES, RULES, check_images, check_network, check_optimisation, fail
+from kmrcnn.config_rules import (
+    LOSSES,
+    RULES,
+    check_images,
+    check_logs,
+    check_network,
+    check_optimisation,
+    fail,
+)
 from kmrcnn.config_values import CALLABLE_KEYS, coerce, parse, plain
 
 _DERIVED = {
@@ -244,6 +252,14 @@ class Config:
     CHECKPOINT_BEST: str | None = None  # a logged value, such as "val_loss", whose best epoch's checkpoint is kept too
     MAX_SKIPPED_STEPS = 10  # in a row, because of NaN or infinity, until training stops
 
+    # --- logs and numbers while training, see docs/training.md
+    LOG_STEPS = 20  # steps between lines of metrics.jsonl and points of TensorBoard
+    LOG_IMAGES = 4  # pictures of detections behind each evaluation
+    LOG_REPORT = True  # report.html with plots at the end of `train`
+    EVALUATE_EPOCHS = 0  # epochs between COCO evaluations of the validation set, and one at the end; 0: none
+    EVALUATE_IMAGES = 0  # the first so many of its images; 0: all
+    EARLY_STOPPING: int | None = None  # epochs without a better CHECKPOINT_BEST until training ends
+
     # --- loader
     LOADER_WORKERS = 2
     LOADER_BACKEND = "auto"  # or "process", "thread"
@@ -311,6 +327,7 @@ class Config:
         check_images(self)
         check_network(self)
         check_optimisation(self)
+        check_logs(self)
         if num_classes is not None and num_classes != self.NUM_CLASSES:
             fail("NUM_CLASSES", self.NUM_CLASSES, f"{num_classes}: the dataset's classes and the background")
 

@@ -148,9 +148,10 @@ _COUNTS = (
     "PRE_NMS_LIMIT", "POST_NMS_ROIS_TRAINING", "POST_NMS_ROIS_INFERENCE", "IMAGE_MAX_DIM", "IMAGE_DIVISOR",
     "IMAGE_CHANNEL_COUNT", "MAX_GT_INSTANCES", "TRAIN_ROIS_PER_IMAGE", "POOL_SIZE", "MASK_POOL_SIZE",
     "DETECTION_MAX_INSTANCES", "DETECTION_PRE_NMS_LIMIT", "CHECKPOINT_KEEP", "MAX_SKIPPED_STEPS",
+    "LOG_STEPS",
 )  # fmt: skip
 _COUNTS_OR_ZERO = ("VALIDATION_STEPS", "ROI_ALIGN_SAMPLING_RATIO", "SEED", "LOADER_WORKERS", "BOX_HEAD_CONVS",
-                   "MASK_HEAD_CONVS")
+                   "MASK_HEAD_CONVS", "LOG_IMAGES", "EVALUATE_EPOCHS", "EVALUATE_IMAGES")
 _FRACTIONS = (
     "RPN_NMS_THRESHOLD", "RPN_POSITIVE_IOU", "RPN_NEGATIVE_IOU", "ROI_POSITIVE_RATIO", "ROI_POSITIVE_IOU",
     "RPN_POSITIVE_RATIO", "BN_MOMENTUM", "DETECTION_NMS_THRESHOLD", "LEARNING_MOMENTUM", "RPN_ANCHOR_OFFSET",
@@ -163,7 +164,7 @@ _SWITCHES = (
     "USE_MINI_MASK", "USE_RPN_ROIS", "APPEND_GT_TO_ROIS", "COMPAT_TRAINING", "DETECTION_MULTI_CLASS", "BACKBONE_BIAS",
     "STRIDE_IN_1X1", "HEAD_BIAS", "CLASS_AGNOSTIC_BOXES", "RPN_LOW_QUALITY_REASSIGN", "PROPOSALS_PER_LEVEL",
     "CLIP_PROPOSALS_TO_WINDOW", "INCLUSIVE_BOXES", "PREDICT_MASKS", "SYNC_BN",
-    "DETERMINISTIC", "ASPECT_GROUPING", "MOMENTUM_CORRECTION",
+    "DETERMINISTIC", "ASPECT_GROUPING", "MOMENTUM_CORRECTION", "LOG_REPORT",
 )  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -226,6 +227,7 @@ RULES: dict[str, Rule] = {
     "ENGINE": _choice("auto", "graph", "compiled", "traced", "eager"),
     "PRECISION": _choice(None, "float32", "bfloat16", "float16"),
     "CHECKPOINT_BEST": _optional(_name),
+    "EARLY_STOPPING": _optional(_integer(1)),
     "LOADER_BACKEND": _choice("auto", "process", "thread"),
 }
 
@@ -262,6 +264,15 @@ def _check_training_sizes(config: Any) -> None:
         fail("IMAGE_MIN_DIM", config.IMAGE_MIN_DIM, "a size that TRAIN_SCALES are relative to")
     if config.ASPECT_GROUPING and not fits:
         fail("ASPECT_GROUPING", True, f"False, as IMAGE_RESIZE_MODE is {mode!r}")
+
+
+def check_logs(config: Any) -> None:
+    """The best epoch is that of a value that is measured."""
+    best = config.CHECKPOINT_BEST
+    if config.EARLY_STOPPING and best is None:
+        fail("CHECKPOINT_BEST", best, 'the logged value that EARLY_STOPPING waits for, such as "val_loss"')
+    if best and best.startswith(("val_bbox_", "val_segm_")) and not config.EVALUATE_EPOCHS:
+        fail("EVALUATE_EPOCHS", 0, f"the epochs between evaluations, as CHECKPOINT_BEST is {best!r}")
 
 
 def check_network(config: Any) -> None:

@@ -28,17 +28,20 @@ from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
-from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog, main_only
+from kmrcnn.engine.callbacks import main_only
+from kmrcnn.engine.checkpoint import read_last
 from kmrcnn.engine.determinism import make_deterministic
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.guards import Guard
+from kmrcnn.engine.logs import make_logs
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer, updates_between
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.replicas import make as make_replicas
 from kmrcnn.engine.resume import Resumption, describe
-from kmrcnn.engine.run import Run
+from kmrcnn.engine.run import STATE_FOLDER, Run
+from kmrcnn.engine.run_log import RunLog
 from kmrcnn.engine.run_state import Stage, restore_optimizer
 from kmrcnn.engine.scaling_rule import scaled_recipe, table
 from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
@@ -52,10 +55,12 @@ from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
 from kmrcnn.pasting import mask_form
+from kmrcnn.report import write_report
 from kmrcnn.tiled_detection import FORMS as TILED_FORMS
 from kmrcnn.tiled_detection import detect_in_tiles
 from kmrcnn.tiles import tile_shape
 from kmrcnn.utils import norm_boxes
+from kmrcnn.validation import Validation
 
 __all__ = [
     "BatchNorm",
@@ -161,6 +166,24 @@ class MaskRCNN:
             if files:
                 return files[-1]
         raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
+
+    def find_best(self) -> str:
+        """Path of the weights of the best epoch, by CHECKPOINT_BEST, of the newest run of this config's NAME.
+
+        Raises:
+            FileNotFoundError: there is no such run, it was trained without CHECKPOINT_BEST, or the file is gone.
+        """
+        runs = self._runs()
+        checkpoint = read_last(os.path.join(runs[-1], STATE_FOLDER)) if runs else None
+        best = checkpoint and checkpoint.notes["best"]
+        if not best:
+            raise FileNotFoundError(errno.ENOENT, f"Could not find a run that was trained with CHECKPOINT_BEST under "
+                                                  f"{self.model_dir}")
+        epoch = int(best["name"].split("-")[0])
+        path = os.path.join(runs[-1], f"mask_rcnn_{self.config.NAME.lower()}_{epoch:04d}.h5")
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "Could not find the weights of the best epoch", path)
+        return path
 
     def _runs(self) -> list[str]:
         """Folders of this NAME's runs, oldest first."""
@@ -320,15 +343,18 @@ class MaskRCNN:
                 val_dataset, self.config, workers=workers, shard=self.replicas.shard))
             step = build_train_step(self.keras_model, optimizer, *terms, execution, tuning)
             guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
+            logs = make_logs(self.log_dir, self.config, verbose)
             history = fit(
                 self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
                 steps_per_epoch=self.config.STEPS_PER_EPOCH,
                 eval_step=build_eval_step(self.keras_model, *terms, execution, tuning), val_batches=val_batches,
                 validation_steps=self.config.VALIDATION_STEPS,
-                callbacks=self._callbacks(custom_callbacks or ()), save=self._save_checkpoint, verbose=verbose,
-                state=state, guard=guard, replicas=execution.replicas)
+                callbacks=self._callbacks([*logs.callbacks, *(custom_callbacks or ())]), save=self._save_checkpoint,
+                verbose=verbose, state=state, guard=guard, replicas=execution.replicas,
+                measure=self._validation(val_dataset, epochs, logs.run))
             self._run.going = True
-            return history
+        self._write_report(verbose)
+        return history
 
     def set_trainable(self, layer_regex: str, keras_model: keras.Model | None = None, indent: int = 0,
                       verbose: int = 1) -> None:
@@ -610,10 +636,9 @@ class MaskRCNN:
         config = self.config
         return {"minutes": config.CHECKPOINT_MINUTES, "keep": config.CHECKPOINT_KEEP, "best": config.CHECKPOINT_BEST}
 
-    def _callbacks(self, custom: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
-        """The callbacks of this process."""
-        callbacks = [CSVLog(os.path.join(self.log_dir, "log.csv")), TensorBoardLog(self.log_dir), *custom]
-        return callbacks if self.replicas.is_main else [callback for callback in callbacks if not main_only(callback)]
+    def _callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+        """Those that this process should have."""
+        return [callback for callback in callbacks if self.replicas.is_main or not main_only(callback)]
 
     def _ready_optimizer(self, learning_rate: float | None, stage: Stage, verbose: int) -> keras.optimizers.Optimizer:
         config = self.config
@@ -634,6 +659,24 @@ class MaskRCNN:
         replicas = self.replicas if self.replicas.count > 1 else None
         return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), replicas,
                          guard=True)
+
+    def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
+        """COCO's numbers on the validation set, if they are wanted."""
+        if not self.config.EVALUATE_EPOCHS or dataset is None:
+            return None
+        return Validation(self.keras_model, self.config, dataset, self.log_dir, last, log.show, self.replicas)
+
+    def _write_report(self, verbose: int) -> None:
+        if not (self.config.LOG_REPORT and self.replicas.is_main):
+            return
+        try:
+            path = write_report(self.log_dir)
+        except Exception as error:  # of pictures, which must not cost the caller a finished training
+            warnings.warn(f"The report of {self.log_dir} could not be written: {type(error).__name__}: {error}",
+                          stacklevel=3)
+            return
+        if verbose:
+            print(f"Plots: {path}")
 
     def _save_checkpoint(self, epoch: int) -> None:
         filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")

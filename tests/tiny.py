@@ -43,3 +43,4 @@ class TinyConfig(Config):
     MAX_GT_INSTANCES = 5
     LOADER_WORKERS = 0
     LEARNING_RATE = 1e-4
+    LOG_REPORT = False

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kmrcnn.engine.best import is_better
 from kmrcnn.engine.checkpoint import checkpoint_name, list_checkpoints, tidy, write_checkpoint
 
 logger = logging.getLogger("kmrcnn.engine")
@@ -87,10 +88,7 @@ class Keeper:
     def _better(self, name: str, logs: Mapping[str, float]) -> dict[str, Any] | None:
         """The best checkpoint if this one is written."""
         value = logs.get(self._best_name)
-        if value is None or value != value:
-            return self.best
-        sign = 1 if "loss" in self._best_name else -1
-        if self.best is None or sign * value < sign * self.best["value"]:
+        if value is not None and is_better(self._best_name, value, self.best and self.best["value"]):
             return {"name": name, "value": float(value), "of": self._best_name}
         return self.best
 

@@ -32,7 +32,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
         val_batches: BatchSource | None = None, validation_steps: int = 0,
         callbacks: Sequence[keras.callbacks.Callback] = (), save: Callable[[int], None] | None = None,
         verbose: int = 1, state: RunState | None = None, guard: Guard | None = None,
-        replicas: Any = None) -> keras.callbacks.History:
+        replicas: Any = None, measure: Callable[[int], Mapping[str, float]] | None = None) -> keras.callbacks.History:
     """Train a model.
 
     An epoch is `steps_per_epoch` steps; the batches depend on the step's number since epoch 0 only, so a resumed run
@@ -41,6 +41,9 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     A step that averages weights (`kmrcnn.engine.ema`) goes on with the raw ones, but validation, the callbacks behind
     an epoch and `save` see the average, and after the last epoch the model keeps it. With an optimizer that averages
     (`use_ema`) validation judges the raw weights; after the last epoch the model gets the averaged ones.
+
+    A callback with a method `on_step_read(step, scalars)` gets every step's scalars as floats, in order, some steps
+    late: nothing waits for the device. All steps before a checkpoint have been read when it is written.
 
     SIGTERM and SIGINT end training behind the running step, see `StopSignals`.
 
@@ -55,6 +58,8 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
             by an error between two steps. Where it was made from one, training goes on there.
         guard: watches the steps; by default one with its own defaults.
         replicas: those that train together with this process, see `kmrcnn.engine.execution`.
+        measure: called behind the validation of every epoch, with the number of finished epochs; its values join the
+            epoch's.
 
     Returns:
         History with the mean of every scalar for each epoch, "val_" before those of validation.
@@ -71,7 +76,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
         evaluate = _Evaluation(eval_step, lambda: on_device(val_batches.stream(0, validation_steps), model), hooks)
     model.stop_training = False
     run = _Run(model, train_step, optimizer, hooks, epochs, steps_per_epoch, evaluate, save, verbose, state,
-               guard or Guard(), replicas)
+               guard or Guard(), replicas, measure)
     place = state.place if state else (initial_epoch, 0)
     with StopSignals() as run.signals:
         return run.start(train_batches, *place)
@@ -106,13 +111,14 @@ class _Run:
     signals: StopSignals
 
     def __init__(self, model, train_step, optimizer, hooks, epochs, steps, evaluate, save, verbose, state, guard,
-                 replicas):
+                 replicas, measure):
         self._model, self._train_step, self._optimizer, self._hooks = model, train_step, optimizer, hooks
         self._epochs, self._steps, self._evaluate, self._save_weights = epochs, steps, evaluate, save
         self._verbose, self._state, self._replicas = verbose, state, replicas
         self._begin, self._end = _overriding(hooks, "begin"), _overriding(hooks, "end")
-        self._meter = Meter(guard)
         self._average = getattr(train_step, "average", None)
+        self._measure = measure
+        self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
         self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
@@ -155,6 +161,8 @@ class _Run:
         with self._average_shown():
             if self._evaluate:
                 logs |= self._evaluate(self._stop_if_asked)
+            if self._measure:
+                logs |= self._measure(epoch + 1)
             self._intact = False
             self._hooks.on_epoch_end(epoch, logs)
         self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,17 @@ from kmrcnn.engine.readback import Readback
 class Meter:
     """Takes each step's scalars, which are read some steps late.
 
+    Args:
+        listeners: called with (number of the step, its scalars as floats) when these have been read, in order.
+
     Attributes:
         means: of the steps read so far.
     """
 
-    def __init__(self, guard: Guard | None = None):
+    def __init__(self, guard: Guard | None = None,
+                 listeners: Sequence[Callable[[int, Mapping[str, float]], None]] = ()):
         self.means = RunningMean()
-        self._guard, self._readback = guard, Readback()
+        self._guard, self._readback, self._listeners = guard, Readback(), list(listeners)
         self._ids: deque[list[int]] = deque()
 
     def noting(self, batches: Iterable[Mapping]) -> Iterator[Mapping]:
@@ -57,4 +61,7 @@ class Meter:
 
     def _settle(self, steps: Iterable[tuple[tuple, dict[str, float]]]) -> None:
         for (number, ids, updated), scalars in steps:
-            self.means.add(self._guard.check(number, scalars, ids, updated) if self._guard else scalars)
+            scalars = self._guard.check(number, scalars, ids, updated) if self._guard else scalars
+            self.means.add(scalars)
+            for listener in self._listeners:
+                listener(number, scalars)

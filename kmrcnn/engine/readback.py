@@ -22,7 +22,7 @@ class Readback:
 
     def push(self, tag: Any, scalars: Mapping[str, Any]) -> list[tuple[Any, dict[str, float]]]:
         """Start to read a step's scalars. Returns (tag, scalars) of the steps that are due, oldest first."""
-        self._waiting.append((tag, _start(scalars)))
+        self._waiting.append((tag, start_reading(scalars)))
         return self._take(0 if _on_host(scalars) else LAG)
 
     def drain(self) -> list[tuple[Any, dict[str, float]]]:
@@ -44,7 +44,8 @@ def _on_host(scalars: Mapping[str, Any]) -> bool:
     return backend != "jax"
 
 
-def _start(scalars: Mapping[str, Any]) -> Callable[[], dict[str, float]]:
+def start_reading(scalars: Mapping[str, Any]) -> Callable[[], dict[str, float]]:
+    """Begin to copy scalars to the host; the result gives them as floats, and waits for them alone."""
     if keras.backend.backend() == "torch" and not _on_host(scalars):
         from kmrcnn.engine.torch_readback import start
 

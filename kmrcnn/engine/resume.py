@@ -13,7 +13,8 @@ from kmrcnn.engine.run_state import Stage, stages_of
 
 # Settings that change nothing of the numbers, or only through BATCH_SIZE.
 _HARMLESS = {"NAME", "LOADER_WORKERS", "LOADER_BACKEND", "CHECKPOINT_MINUTES", "CHECKPOINT_KEEP", "CHECKPOINT_BEST",
-             "MAX_SKIPPED_STEPS", "GPU_COUNT", "IMAGES_PER_GPU", "DETECTION_MIN_CONFIDENCE"}
+             "MAX_SKIPPED_STEPS", "GPU_COUNT", "IMAGES_PER_GPU", "DETECTION_MIN_CONFIDENCE", "LOG_STEPS", "LOG_IMAGES",
+             "LOG_REPORT", "EVALUATE_EPOCHS", "EVALUATE_IMAGES"}
 
 
 class Resumption:

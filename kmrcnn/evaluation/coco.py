@@ -97,7 +97,8 @@ def _category_id(dataset: Any, class_id: int) -> Any:
     return class_id if source is None else _plain(dataset.get_source_class_id(class_id, source))
 
 
-def _image_id(dataset: Any, image_id: int) -> Any:
+def source_image_id(dataset: Any, image_id: int) -> Any:
+    """The id that an image has in COCO's objects: the source's, or the internal one of a dataset with several."""
     return int(image_id) if _source(dataset) is None else _plain(dataset.image_info[image_id]["id"])
 
 
@@ -119,7 +120,7 @@ def dataset_to_coco(dataset: Any, image_ids: Iterable[int] | None = None) -> COC
         except Exception as error:  # a user's load_mask may raise anything
             logger.warning("image %s is left out of the ground truth: %s", image_id, _words(error))
             continue
-        key = _image_id(dataset, image_id)
+        key = source_image_id(dataset, image_id)
         images.append({"id": key, "height": int(height), "width": int(width)})
         annotations += [{"image_id": key, **row} for row in _annotations(dataset, masks, class_ids)]
     categories = [{"id": _category_id(dataset, int(class_id)), "name": dataset.class_names[class_id]}
@@ -171,13 +172,13 @@ def evaluate_coco(
     image_ids = list(dataset.image_ids if image_ids is None else image_ids)[: limit or None]
     if coco is None:
         coco = dataset_to_coco(dataset, image_ids)
-        image_ids = [image_id for image_id in image_ids if _image_id(dataset, image_id) in coco.imgs]
+        image_ids = [image_id for image_id in image_ids if source_image_id(dataset, image_id) in coco.imgs]
     start = time.perf_counter()
     found = _detect(model, dataset, image_ids, verbose, replicas)
     if found is None:
         return None
     detections, skipped, seconds = found
-    keys = [_image_id(dataset, image_id) for image_id in image_ids]
+    keys = [source_image_id(dataset, image_id) for image_id in image_ids]
     # A dataset that reads only some classes is scored on these.
     categories = [_category_id(dataset, int(class_id)) for class_id in dataset.class_ids if class_id > 0]
     by_type = {kind: coco_stats(coco, detections, kind, keys, categories) for kind in iou_types}
@@ -231,8 +232,9 @@ class _Run:
             for row in self._model.detect_stream(images, masks="rle"):
                 boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
                 image_id = images.on_the_way.popleft()
-                found[image_id] = build_coco_results(self._dataset, [_image_id(self._dataset, image_id)], boxes,
-                                                     row["class_ids"], row["scores"], row["masks"])
+                key = source_image_id(self._dataset, image_id)
+                found[image_id] = build_coco_results(self._dataset, [key], boxes, row["class_ids"], row["scores"],
+                                                     row["masks"])
                 progress.update()
             progress.update(len(images.skipped))
         self.seconds = time.perf_counter() - start - images.seconds

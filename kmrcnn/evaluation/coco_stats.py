@@ -33,12 +33,18 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class CocoStats:
-    """The 12 numbers of one IoU type, in COCO's order, -1 where there is no ground truth to measure on."""
+    """The 12 numbers of one IoU type, in COCO's order, -1 where there is no ground truth to measure on.
+
+    Attributes:
+        precision: (10, 101, classes): at IoU 0.50, 0.55, ... 0.95 and recall 0, 0.01, ... 1, over all areas and with
+            the most detections; -1 for a class without ground truth.
+    """
 
     iou_type: str
     stats: np.ndarray
     classes: tuple[ClassScore, ...]
     summary: str
+    precision: np.ndarray
 
     @property
     def ap(self) -> float:
@@ -98,8 +104,9 @@ def coco_stats(
         evaluation.accumulate()
         with contextlib.redirect_stdout(text):
             evaluation.summarize()
-    classes = _class_scores(evaluation, coco_gt)
-    return CocoStats(iou_type, np.array(evaluation.stats), classes, text.getvalue().rstrip())
+    precision = evaluation.eval["precision"][..., 0, -1]
+    classes = _class_scores(evaluation, precision, coco_gt)
+    return CocoStats(iou_type, np.array(evaluation.stats), classes, text.getvalue().rstrip(), precision)
 
 
 def _detection(row: dict[str, Any], iou_type: str, coco_gt: COCO) -> dict[str, Any]:
@@ -137,8 +144,7 @@ def _usable(coco_gt: COCO, field: str) -> COCO:
     return index_coco(coco_gt, rows)
 
 
-def _class_scores(evaluation: COCOeval, coco_gt: COCO) -> tuple[ClassScore, ...]:
-    precision = evaluation.eval["precision"][..., 0, -1]  # (IoU, recall, class) over all areas, most detections
+def _class_scores(evaluation: COCOeval, precision: np.ndarray, coco_gt: COCO) -> tuple[ClassScore, ...]:
     images = set(evaluation.params.imgIds)
     counts: dict[Any, int] = {}
     for annotation in coco_gt.anns.values():

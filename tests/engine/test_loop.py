@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import time
 
 import keras
 import numpy as np
 import pytest
 
-from kmrcnn.engine.callbacks import CSVLog, TensorBoardLog
+from kmrcnn.engine.best import EarlyStop
+from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.loop import DeviceLogs, fit
 from kmrcnn.engine.step import build_eval_step, build_train_step
 from tests.engine.fakes import Batches, build_model
@@ -175,49 +175,31 @@ def test_progress_line_names_epoch_and_losses(capsys):
     assert "Epoch 1/1" in (line := capsys.readouterr().out) and "second_loss" in line
 
 
-@pytest.mark.once
-def test_tensorboard_file_holds_the_scalars(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
+def test_csv_log_gets_columns_that_appear_later(tmp_path):
+    path = tmp_path / "log.csv"
+    measure = {1: {}, 2: {"val_segm_AP": 0.5}, 3: {}}.__getitem__
+    _fit(build_model(), epochs=3, callbacks=[CSVLog(path)], measure=measure)
+    assert [row["val_segm_AP"] for row in csv.DictReader(path.open())] == ["", "0.5", ""]
+    _fit(build_model(), epochs=3, initial_epoch=1, callbacks=[CSVLog(path)], measure=measure)
+    assert [(row["epoch"], row["val_segm_AP"]) for row in csv.DictReader(path.open())] == [("1", ""), ("2", "0.5"),
+                                                                                            ("3", "")]
 
-    log = TensorBoardLog(tmp_path)
-    log.on_train_begin()
-    log.on_epoch_end(0, {"loss": 2.5})
-    log.on_train_end()
-    reader = PyRecordReader_New(str(next(tmp_path.iterdir())))
-    events = []
-    for _ in range(2):
-        reader.GetNext()
-        events.append(Event.FromString(reader.record()))
-    assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].summary.value[0].tag, events[1].summary.value[0].simple_value) == (1, "loss", 2.5)
+
+def test_measured_values_join_the_epoch(tmp_path):
+    stop = EarlyStop("val_segm_AP", 2)
+    values = iter([0.3, 0.5, 0.5, 0.4, 0.9])
+    history = _fit(build_model(), epochs=5, callbacks=[stop], measure=lambda epoch: {"val_segm_AP": next(values)})
+    assert history.history["val_segm_AP"] == [0.3, 0.5, 0.5, 0.4]
 
 
 @pytest.mark.once
-def test_tensorboard_shows_an_epoch_that_was_trained_again_once(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for first, values in ((0, (5.0, 4.0, 3.0)), (1, (2.0, 1.0))):
-        log = TensorBoardLog(tmp_path)
-        log.on_train_begin()
-        for epoch, value in enumerate(values, first):
-            log.on_epoch_begin(epoch)
-            log.on_epoch_end(epoch, {"loss": value})
-        log.on_train_end()
-        time.sleep(1.1)  # files are read by the second in their names
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 5.0), (2, 2.0), (3, 1.0)]
-
-
-@pytest.mark.once
-def test_without_tensorboard_one_message_and_no_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboard.summary.writer.record_writer", None)
-    log = TensorBoardLog(tmp_path)
-    with pytest.warns(UserWarning, match="tensorboard is not installed"):
-        log.on_train_begin()
-    log.on_epoch_end(0, {"loss": 1.0})
-    log.on_train_end()
-    assert not list(tmp_path.iterdir())
+def test_early_stop_goes_on_where_it_was():
+    first, second = EarlyStop("val_loss", 2), EarlyStop("val_loss", 2)
+    first.on_epoch_end(0, {"val_loss": 1.0})
+    first.on_epoch_end(1, {"loss": 1.0})  # not measured
+    first.on_epoch_end(2, {"val_loss": 1.5})
+    second.set_state(first.get_state())
+    second.set_model(model := build_model())
+    model.stop_training = False
+    second.on_epoch_end(3, {"val_loss": float("nan")})
+    assert model.stop_training

@@ -1,0 +1,74 @@
+"""A log of JSON lines, from which what is trained again can be taken back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from kmrcnn.engine.place import Place
+from kmrcnn.importers.atomic_file import written_atomically
+
+
+class JSONLines:
+    """One JSON object a line: {"kind": "step", "step": 40, "epoch": 1, "loss": 1.25, ...} or {"kind": "epoch", ...}.
+
+    "step" is how many steps the run has made, "epoch" the epoch that the step belongs to, both counted from 1.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = os.fspath(path)
+
+    def begin(self, place: Place) -> None:
+        """Keep what was written up to a place. Raises: OSError."""
+        if not os.path.exists(self.path):
+            return
+        with open(self.path, encoding="utf-8") as file:
+            lines = file.readlines()
+        kept = [line for line in lines if line.endswith("\n") and _is_before(json.loads(line), place)]
+        if kept != lines:
+            with written_atomically(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(kept)
+
+    def step(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Add a step's line. Raises: OSError."""
+        self._append({"kind": "step", "step": step, "epoch": epoch, **values})
+
+    def epoch(self, step: int, epoch: int, values: Mapping[str, float], details: Mapping[str, Any],
+              pictures: Mapping[str, Any]) -> None:
+        """Add an epoch's line; pictures have no place in it. Raises: OSError."""
+        self._append({"kind": "epoch", "step": step, "epoch": epoch, **values, **details})
+
+    def flush(self) -> None:
+        """Wait until everything is on the disk. Raises: OSError."""
+        if os.path.exists(self.path):
+            with open(self.path, "a") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False) + "\n")
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, without a last line that was cut off. [] without a file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def _is_before(record: Mapping[str, Any], place: Place) -> bool:
+    return record["epoch"] <= place.epochs if record["kind"] == "epoch" else record["step"] <= place.step
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,132 @@
+"""COCO's numbers while training: those of the saved weights, through a graph without weights of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.evaluation.coco import evaluate_coco
+from kmrcnn.model import MaskRCNN
+from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
+from kmrcnn.models.shared import share_weights
+from tests.tiny import TinyConfig
+
+
+def _shapes(count: int, start: int = 0) -> ShapesDataset:
+    dataset = ShapesDataset()
+    dataset.load_shapes(count, 64, 64, start=start)
+    dataset.prepare()
+    return dataset
+
+
+@pytest.mark.once  # JAX compiles an eager graph for minutes
+def test_the_shared_graph_has_the_weights_of_the_training_graph_and_no_others():
+    config = TinyConfig()
+    training = build_training_model(config)
+    shared, separate = share_weights(training, config), build_inference_model(config)
+    own = {id(variable) for variable in training.variables}
+    assert all(id(variable) in own for variable in shared.variables)
+    rng = np.random.default_rng(0)
+    for variable in training.variables:
+        variable.assign(rng.uniform(0.1, 0.3, variable.shape) * rng.choice([-1, 1], variable.shape)
+                        if "moving_variance" not in variable.path else np.ones(variable.shape))
+    for layer in separate.layers:
+        layer.set_weights(training.get_layer(layer.name).get_weights() if layer.weights else [])
+    image = rng.normal(size=(2, 64, 64, 3)).astype("float32") * 50
+    meta = np.array([[0, 64, 64, 3, 64, 64, 3, 0, 0, 64, 64, 1, *[1] * 4]] * 2, "float32")
+    results = [model({"input_image": image, "input_image_meta": meta}, training=False) for model in (shared, separate)]
+    assert float(keras.ops.max(results[0]["mrcnn_detection"][..., 5])) > 0
+    assert set(results[0]) == set(results[1])
+    for name, value in results[1].items():
+        np.testing.assert_allclose(*(keras.ops.convert_to_numpy(x) for x in (results[0][name], value)), atol=1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("settings", [{"NECK": None, "BACKBONE": "resnet18", "BACKBONE_STRIDES": [16],
+                                       "RPN_ANCHOR_SCALES": [[8, 16, 32]], "MASK_SHAPE": [14, 14],
+                                       "RPN_CONV_SIZE": 16}, {"PREDICT_MASKS": False}])
+def test_graphs_without_pyramid_or_masks_are_shared_too(settings):
+    config = TinyConfig()
+    config.update(settings)
+    training = build_training_model(config)
+    own = {id(variable) for variable in training.variables}
+    shared = share_weights(training, config)
+    assert shared.variables and all(id(variable) in own for variable in shared.variables)
+
+
+class _Config(TinyConfig):
+    EVALUATE_EPOCHS = 2
+    EVALUATE_IMAGES = 3
+    CHECKPOINT_BEST = "val_segm_AP50"
+    DETECTION_MIN_CONFIDENCE = 0.9
+    DETECTION_MULTI_CLASS = True
+    LOG_IMAGES = 1
+    LOG_STEPS = 2
+    LOG_REPORT = True
+    ENGINE = "traced"  # folds norms
+    APPEND_GT_TO_ROIS = True
+    TRAIN_BN = None
+    BN_MOMENTUM = 0.5
+    STEPS_PER_EPOCH = 6
+
+
+@pytest.mark.once
+def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monkeypatch):
+    """Also after they have changed, and with them what was folded of them."""
+    seen = []
+
+    def noted(*arguments, **keywords):
+        seen.append(evaluate_coco(*arguments, **keywords))
+        return seen[-1]
+
+    monkeypatch.setattr("kmrcnn.validation.evaluate_coco", noted)
+    model, validation = MaskRCNN("training", _Config(), tmp_path), _shapes(5, start=100)
+    model.compile(optimizer=keras.optimizers.Adam(3e-3))
+    logged = model.train(_shapes(24), validation, None, 3, "all", verbose=0).history
+    assert len(logged["val_loss"]) == 3 and len(logged["val_segm_AP"]) == 2  # behind epoch 2 and at the end
+    found = json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())
+    config = _Config()
+    config.DETECTION_MIN_CONFIDENCE = 0
+    detector = MaskRCNN("inference", config, tmp_path)
+    for epoch, results in zip((2, 3), seen, strict=True):
+        detector.load_weights(model.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}"))
+        wanted = evaluate_coco(detector, validation, eval_type="both", limit=3, verbose=0)
+        assert len(results.detections) == len(wanted.detections) > 10
+        for name, tolerance in (("score", 1e-4), ("bbox", 0.2)):
+            np.testing.assert_allclose(*([row[name] for row in rows.detections] for rows in (results, wanted)),
+                                       atol=tolerance)
+        assert logged["val_segm_AP"][epoch - 2] == results["segm"].ap
+    scores = [sum(row["score"] for row in results.detections) for results in seen]
+    assert abs(scores[0] - scores[1]) > 0.1, "the weights should have changed"
+    assert found["epoch"] == 3 and np.array(found["confusion"]["matrix"]).shape == (4, 4)
+    assert len(np.array(found["types"]["segm"]["precision"]["mean"])[0]) == 101
+
+    best = 2 if logged["val_segm_AP50"][0] >= logged["val_segm_AP50"][1] else 3
+    assert model.find_best().endswith(f"_{best:04d}.h5")
+    lines = [json.loads(line) for line in open(os.path.join(model.log_dir, "metrics.jsonl"))]
+    assert [row["step"] for row in lines if row["kind"] == "step"] == list(range(2, 19, 2))
+    assert ["segm_AP" in row for row in lines if row["kind"] == "epoch"] == [False, True, True]
+    page = open(os.path.join(model.log_dir, "report.html"), encoding="utf-8").read()
+    assert page.count("data:image/png;base64,") == len(os.listdir(os.path.join(model.log_dir, "plots"))) == 6
+
+
+@pytest.mark.once
+def test_the_best_epoch_needs_a_run_that_looked_for_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="CHECKPOINT_BEST"):
+        MaskRCNN("training", TinyConfig(), tmp_path).find_best()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"EARLY_STOPPING": 3}, "CHECKPOINT_BEST: found None"),
+    ({"CHECKPOINT_BEST": "val_segm_AP"}, "EVALUATE_EPOCHS: found 0")])
+def test_settings_that_ask_for_what_is_not_measured(settings, words):
+    config = TinyConfig()
+    config.update(settings)
+    with pytest.raises(ValueError, match=words):
+        config.validate()
