@@ -16,8 +16,8 @@ _PUBLIC = {
     "Dataset": "kmrcnn.data.dataset",
     "MaskRCNN": "kmrcnn.model",
 }
-_SUBMODULES = ("config", "data", "engine", "evaluation", "layers", "losses", "model", "models", "ops", "utils",
-               "visualize")
+_SUBMODULES = ("config", "data", "engine", "evaluation", "layers", "losses", "model", "models", "ops",
+               "recipes", "utils", "visualize")
 
 
 def _choose_backend() -> None:

@@ -2,6 +2,7 @@
 
     python samples/coco.py train --dataset=/data/coco --year=2017 --model=imagenet BACKBONE=resnet50
     python samples/coco.py train --dataset=/data/coco --year=2014 --model=coco --download
+    python samples/coco.py train --dataset=/data/coco --year=2017 --recipe=1x --devices=4         # docs/recipes.md
     python samples/coco.py train --dataset=/data/coco --year=2017 --model=last        # goes on where it stopped
     python samples/coco.py evaluate --model=last                                      # same dataset, year, settings
     python samples/coco.py evaluate --dataset=/data/coco --year=2017 --model=coco --limit=500
@@ -84,6 +85,8 @@ def subsets(args: argparse.Namespace) -> list[str]:
 
 def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]]:
     """(layers, epoch to train up to, learning rate), one after the other."""
+    if args.recipe:
+        return [(stage.layers, stage.epochs, stage.learning_rate or rate) for stage in args.recipe.stages]
     if args.epochs or args.model == "none":
         return [(args.layers or "all", args.epochs or 160, rate)]
     return [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
@@ -94,7 +97,9 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     training, _ = load(args, *subsets(args)[:-1])
     validation, _ = load(args, subsets(args)[-1])
     run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
-    flip = None if args.images else HorizontalFlip(0.5)
+    flip = None if args.images or args.recipe else HorizontalFlip(0.5)
+    if args.recipe and args.recipe.one_pass:
+        model.config.STEPS_PER_EPOCH = -(-len(training.image_ids) // model.config.BATCH_SIZE)
     for layers, epochs, rate in stages(args, args.lr or model.config.LEARNING_RATE):
         common.train(model, training, validation, rate, epochs, layers, args.optimizer, flip, run,
                      common.resumed(args, CocoConfig.NAME))
@@ -122,7 +127,7 @@ def share_found(coco: COCO, detections: list[dict], image_ids: list[int]) -> flo
 
 def main() -> None:
     """Command line; see the top of this file."""
-    arguments = common.parser(__doc__, ["train", "evaluate"])
+    arguments = common.parser(__doc__, ["train", "evaluate"], start_needed=False)
     arguments.add_argument("--dataset", help="COCO folder, with annotations/, train2017/, ... (default: the run's)")
     arguments.add_argument("--year", choices=["2014", "2017"], help="(default: the run's, else 2014)")
     arguments.add_argument("--limit", type=int, default=500, help="images to evaluate, 0 for all (default: 500)")
@@ -134,11 +139,18 @@ def main() -> None:
     arguments.add_argument("--lr", type=float, help="learning rate (default: LEARNING_RATE)")
     arguments.add_argument("--optimizer", choices=["sgd", "adamw"],
                            help="adamw falls along a cosine (default: the run's, else adamw for none, else sgd)")
+    common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
 
+    args.recipe = common.read_recipe(args)
     weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)
     config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig, args.model)
-    common.fill(args, run, year="2014", optimizer="adamw" if args.model == "none" else "sgd")
+    if args.recipe:
+        if args.devices is not None:
+            args.recipe = args.recipe.on_devices(args.devices)
+        config = args.recipe.config(inference=args.command == "evaluate", NAME=CocoConfig.NAME, base=CocoConfig)
+    scratch = args.model == "none" and not args.recipe
+    common.fill(args, run, year="2014", optimizer="adamw" if scratch else "sgd")
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
     if args.command == "evaluate":

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from kmrcnn import Config, Dataset, MaskRCNN
+from kmrcnn import Config, Dataset, MaskRCNN, recipes
 from kmrcnn.data.download import DownloadError
 from kmrcnn.engine import launch
 from kmrcnn.engine.checkpoint import list_checkpoints
@@ -29,11 +29,11 @@ CONFIG_FILE, RUN_FILE = "config.yaml", "run.yaml"
 CATEGORY_IDS = [0, *(number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))]
 
 
-def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
+def parser(description: str, commands: list[str], start_needed: bool = True) -> argparse.ArgumentParser:
     """Command line with the arguments that the training samples have in common."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("command", choices=commands)
-    result.add_argument("--model", "--weights", required=True, metavar="START",
+    result.add_argument("--model", "--weights", required=start_needed, metavar="START",
                         help="coco, imagenet, last (the newest run in --logs; train goes on exactly), none, a weight "
                              "file, or a name of docs/weights.md")
     result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
@@ -41,6 +41,28 @@ def parser(description: str, commands: list[str]) -> argparse.ArgumentParser:
                         help="to share each batch, of N times IMAGES_PER_GPU (default: the run's, else 1)")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
     return result
+
+
+def add_recipe(arguments: argparse.ArgumentParser) -> None:
+    """Let a sample take --recipe."""
+    arguments.add_argument("--recipe", metavar="NAME_OR_FILE",
+                           help="settings, stages and start of docs/recipes.md, or of a file of another system "
+                                "(docs/configs.md), whose keys may be overridden too; --model is then optional")
+
+
+def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
+    """What --recipe names, with the overrides of the command line; START is the recipe's unless --model is given."""
+    if args.recipe is None:
+        if args.model is None:
+            raise SystemExit("--model is needed, or a --recipe that says where to start")
+        return None
+    try:
+        recipe = recipes.load(args.recipe, args.overrides)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"--recipe: {error}") from None
+    args.model, args.overrides = args.model or recipe.weights or "none", []
+    print(recipe.describe())
+    return recipe
 
 
 def configure(config: Config, args: argparse.Namespace) -> None:

@@ -322,7 +322,8 @@ def test_preset_tables_are_not_shared_with_instances():
 def test_no_preset_name_occurs_outside_the_configuration_and_the_catalogue():
     """Presets are only tables: no code may ask which one is used."""
     package = pathlib.Path(inspect.getfile(Config)).parent
-    tables = {"config.py", "importers/catalogue.py"}
+    tables = {"config.py", "importers/catalogue.py", "foreign/detectron.py", "foreign/liangheming.py",
+              "foreign/maskrcnn_benchmark.py"}
     # The rules of paste_masks carry names of systems in the public interface.
     pasting = {"config_rules.py", "ops/masks.py", "ops/rle.py", "ops/torch_paste.py", "kernels/paste.py",
                "unmold.py", "pasting.py", "data/paste.py"}
