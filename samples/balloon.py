@@ -40,7 +40,7 @@ def load(args: argparse.Namespace, subset: str) -> BalloonDataset:
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train the heads: few photographs, and COCO's features already know balloons."""
     training, validation = load(args, "train"), load(args, "val")
-    common.train(model, training, validation, model.config.LEARNING_RATE, args.epochs, args.layers, "sgd",
+    common.train(model, training, validation, model.config.LEARNING_RATE, args.epochs, args.layers,
                  run={"dataset": args.dataset}, resume=common.resumed(args, BalloonConfig.NAME))
 
 

@@ -24,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kmrcnn import Config, MaskRCNN
-from kmrcnn.data import CocoDataset, HorizontalFlip
+from kmrcnn.data import CocoDataset
 from kmrcnn.evaluation.coco import evaluate_coco
 
 CLASS_NAMES = """BG,person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,
@@ -40,6 +40,7 @@ class CocoConfig(Config):
 
     NAME = "coco"
     NUM_CLASSES = 1 + 80
+    AUGMENTATION = [{"HorizontalFlip": {"probability": 0.5}}]
 
 
 class CocoScratchConfig(CocoConfig):
@@ -63,7 +64,13 @@ class CocoScratchConfig(CocoConfig):
     DETECTION_NMS_THRESHOLD = 0.5
     STEPS_PER_EPOCH = 50
     VALIDATION_STEPS = 2
-    WEIGHT_DECAY = 0.0  # AdamW has its own
+    OPTIMIZER = "adamw"
+    WEIGHT_DECAY = 5e-4
+    WEIGHT_DECAY_RULE = "decoupled"
+    LR_SCHEDULE = "cosine"
+    LR_MIN_FACTOR = 0.02
+    EMA_DECAY = 0.99
+    EMA_RAMP = 100
 
 
 def load(args: argparse.Namespace, *names: str) -> tuple[CocoDataset, COCO]:
@@ -83,26 +90,24 @@ def subsets(args: argparse.Namespace) -> list[str]:
     return ["train", "valminusminival", "minival"] if args.year == "2014" else ["train", "val"]
 
 
-def stages(args: argparse.Namespace, rate: float) -> list[tuple[str, int, float]]:
+def stages(args: argparse.Namespace, config: Config) -> list[tuple[str, int, float | None]]:
     """(layers, epoch to train up to, learning rate), one after the other."""
-    if args.recipe:
-        return [(stage.layers, stage.epochs, stage.learning_rate or rate) for stage in args.recipe.stages]
-    if args.epochs or args.model == "none":
+    rate = args.lr or config.LEARNING_RATE
+    if args.epochs or (args.model == "none" and not args.stages):
         return [(args.layers or "all", args.epochs or 160, rate)]
-    return [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
+    return args.stages or [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
 
 
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train on train + valminusminival (2014) or train (2017), or on a few images."""
     training, _ = load(args, *subsets(args)[:-1])
     validation, _ = load(args, subsets(args)[-1])
-    run = {name: getattr(args, name) for name in ("dataset", "year", "images", "optimizer", "epochs", "lr", "layers")}
-    flip = None if args.images or args.recipe else HorizontalFlip(0.5)
-    if args.recipe and args.recipe.one_pass:
+    names = ("dataset", "year", "images", "epochs", "lr", "layers", "recipe", "stages")
+    run = {name: getattr(args, name) for name in names}
+    if args.one_pass:
         model.config.STEPS_PER_EPOCH = -(-len(training.image_ids) // model.config.BATCH_SIZE)
-    for layers, epochs, rate in stages(args, args.lr or model.config.LEARNING_RATE):
-        common.train(model, training, validation, rate, epochs, layers, args.optimizer, flip, run,
-                     common.resumed(args, CocoConfig.NAME))
+    for layers, epochs, rate in stages(args, model.config):
+        common.train(model, training, validation, rate, epochs, layers, run, common.resumed(args, CocoConfig.NAME))
 
 
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
@@ -137,20 +142,18 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, help="one stage of so many epochs, not the schedule of three stages")
     arguments.add_argument("--layers", help="with --epochs: heads, 3+, 4+, 5+, all or a pattern (default: all)")
     arguments.add_argument("--lr", type=float, help="learning rate (default: LEARNING_RATE)")
-    arguments.add_argument("--optimizer", choices=["sgd", "adamw"],
-                           help="adamw falls along a cosine (default: the run's, else adamw for none, else sgd)")
     common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
 
-    args.recipe = common.read_recipe(args)
+    recipe = common.read_recipe(args)
     weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)
     config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig, args.model)
-    if args.recipe:
-        if args.devices is not None:
-            args.recipe = args.recipe.on_devices(args.devices)
-        config = args.recipe.config(inference=args.command == "evaluate", NAME=CocoConfig.NAME, base=CocoConfig)
-    scratch = args.model == "none" and not args.recipe
-    common.fill(args, run, year="2014", optimizer="adamw" if scratch else "sgd")
+    common.fill(args, run, year="2014")
+    args.one_pass = recipe is not None and recipe.one_pass
+    if recipe:
+        config = recipe.config(args.command == "evaluate", NAME=CocoConfig.NAME, NUM_CLASSES=CocoConfig.NUM_CLASSES)
+    if args.images:
+        config.AUGMENTATION = None
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
     if args.command == "evaluate":

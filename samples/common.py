@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,7 +51,14 @@ def add_recipe(arguments: argparse.ArgumentParser) -> None:
 
 
 def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
-    """What --recipe names, with the overrides of the command line; START is the recipe's unless --model is given."""
+    """What --recipe names, with the command line's overrides and for its devices.
+
+    The recipe's batch is spread over the devices, by default one; with IMAGES_PER_GPU=N each has so many, and where the
+    recipe knows its REFERENCE_BATCH_SIZE learning rate and lengths are scaled with the batch.
+
+    Sets `args.stages` to the recipe's, else None, and --model to where the recipe starts unless it was given.
+    """
+    args.stages = None
     if args.recipe is None:
         if args.model is None:
             raise SystemExit("--model is needed, or a --recipe that says where to start")
@@ -60,9 +67,14 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
         recipe = recipes.load(args.recipe, args.overrides)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"--recipe: {error}") from None
+    given = any(item.startswith("IMAGES_PER_GPU") for item in args.overrides)
     args.model, args.overrides = args.model or recipe.weights or "none", []
+    args.stages = [list(dataclasses.astuple(stage)) for stage in recipe.stages]
     print(recipe.describe())
-    return recipe
+    try:
+        return recipe.changed({"GPU_COUNT": args.devices or 1}) if given else recipe.on_devices(args.devices or 1)
+    except ValueError as error:
+        raise SystemExit(f"--devices: {error}") from None
 
 
 def configure(config: Config, args: argparse.Namespace) -> None:
@@ -180,28 +192,19 @@ def class_arguments(entry: catalogue.WeightFile, config: Config) -> dict:
     return {"exclude": "heads" if other_classes else None, "by_name": entry.kind == "boxes"}
 
 
-def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float, epochs: int, layers: str,
-          optimizer: str, augmentation=None, run: dict | None = None, resume: bool | Path = False) -> None:
+def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float | None, epochs: int, layers: str,
+          run: dict | None = None, resume: bool | Path = False) -> None:
     """Train up to the given epoch, and note configuration, classes and `run` in the run's folder.
 
     Args:
-        optimizer: "sgd" at a constant rate, as Matterport, or "adamw" at a rate that falls along half a cosine,
-            ending with weights averaged over the last steps. The rate of an epoch depends only on its number, so a
-            resumed run goes on where it stopped.
         run: arguments that `recall` gives back.
         resume: see `resumed`.
     """
     notes = {**(run or {}), "classes": list(training.class_names)}
     if "dataset" in notes:
         notes["dataset"] = str(Path(notes["dataset"]).resolve())  # found again from any folder
-    callbacks = [keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))]
-    if optimizer == "adamw":
-        model.compile(optimizer=keras.optimizers.AdamW(
-            rate, weight_decay=5e-4, global_clipnorm=model.config.GRADIENT_CLIP_NORM, use_ema=True))
-        callbacks.append(keras.callbacks.LearningRateScheduler(
-            lambda epoch: rate * max(0.02, 0.5 + 0.5 * math.cos(math.pi * epoch / epochs))))
-    model.train(training, validation, rate, epochs, layers, augmentation=augmentation, custom_callbacks=callbacks,
-                resume=resume)
+    noting = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))
+    model.train(training, validation, rate, epochs, layers, custom_callbacks=[noting], resume=resume)
 
 
 def remember(model: MaskRCNN, notes: dict) -> None:

@@ -1,7 +1,7 @@
 """Find cell nuclei in microscopy images (2018 Data Science Bowl).
 
     python samples/nucleus.py train --dataset=/data/nuclei --model=imagenet
-    python samples/nucleus.py train --dataset=/data/nuclei --model=none        # a small model, from scratch, on a CPU
+    python samples/nucleus.py train --dataset=/data/nuclei --recipe=nuclei     # a small model, from scratch, on a CPU
     python samples/nucleus.py evaluate --model=last                            # the run remembers its dataset
     python samples/nucleus.py detect --model=last --subset=stage1_test         # pictures and submit.csv
 
@@ -20,7 +20,7 @@ import common
 import numpy as np
 
 from kmrcnn import Config, MaskRCNN, visualize
-from kmrcnn.data import Compose, HorizontalFlip, NucleusDataset, Rotate90, VerticalFlip
+from kmrcnn.data import NucleusDataset
 from kmrcnn.evaluation.coco import evaluate_coco
 
 
@@ -47,40 +47,7 @@ class NucleusConfig(Config):
     MAX_GT_INSTANCES = 200
     DETECTION_MIN_CONFIDENCE = 0
     DETECTION_MAX_INSTANCES = 400
-
-
-class NucleusScratchConfig(NucleusConfig):
-    """For --model=none: a ResNet-18 on crops of 256 x 256, under half an hour on 2 CPU cores.
-
-    Nuclei are small, so ROIs are pooled without rounding and boxes are plain pixels; detections are judged as Detectron
-    does, because objects below a score of one half count in the average precision.
-    """
-
-    BACKBONE = "resnet18"
-    TRAIN_BN = None
-    BN_MOMENTUM = 0.9
-    TOP_DOWN_PYRAMID_SIZE = 128
-    RPN_CONV_SIZE = 128
-    MASK_CONV_SIZE = 64
-    FPN_CLASSIF_FC_LAYERS_SIZE = 512
-    IMAGES_PER_GPU = 4
-    STEPS_PER_EPOCH = 48
-    IMAGE_MIN_DIM = 256
-    IMAGE_MAX_DIM = 256
-    IMAGE_MIN_SCALE = 0
-    RPN_NMS_THRESHOLD = 0.7
-    RPN_TRAIN_ANCHORS_PER_IMAGE = 256
-    PRE_NMS_LIMIT = 1000
-    POST_NMS_ROIS_TRAINING = 500
-    POST_NMS_ROIS_INFERENCE = 500
-    APPEND_GT_TO_ROIS = True
-    ROI_POSITIVE_RATIO = 0.25
-    ROI_ALIGN_MODE = "aligned"
-    BOX_OFFSET = 0
-    MINI_MASK_SHAPE = (28, 28)
-    DETECTION_MULTI_CLASS = True
-    DETECTION_NMS_THRESHOLD = 0.5
-    WEIGHT_DECAY = 0.0
+    AUGMENTATION = [{name: {"probability": 0.5}} for name in ("HorizontalFlip", "VerticalFlip", "Rotate90")]
 
 
 def load(args: argparse.Namespace, subset: str) -> NucleusDataset:
@@ -92,17 +59,13 @@ def load(args: argparse.Namespace, subset: str) -> NucleusDataset:
 
 
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
-    """Heads first and then everything; everything at once from scratch."""
+    """The recipe's stages, or Matterport's: heads first and then everything."""
     training, validation = load(args, "train"), load(args, "val")
-    run = {"dataset": args.dataset, "epochs": args.epochs, "optimizer": args.optimizer}
-    augmentation = Compose([HorizontalFlip(0.5), VerticalFlip(0.5), Rotate90(0.5)])
-    if args.optimizer == "adamw":
-        stages = [("all", args.epochs or 24)]
-    else:
-        stages = [("heads", 20), ("all", args.epochs or 40)]
-    for layers, epochs in stages:
-        common.train(model, training, validation, model.config.LEARNING_RATE, epochs, layers, args.optimizer,
-                     augmentation, run, common.resumed(args, NucleusConfig.NAME))
+    stages = args.stages or [["heads", 20, None], ["all", 40, None]]
+    stages[-1][1] = args.epochs or stages[-1][1]
+    run = {"dataset": args.dataset, "recipe": args.recipe, "stages": stages}
+    for layers, epochs, rate in stages:
+        common.train(model, training, validation, rate, epochs, layers, run, common.resumed(args, NucleusConfig.NAME))
 
 
 def evaluate(args: argparse.Namespace, model: MaskRCNN) -> None:
@@ -171,17 +134,21 @@ def rle_decode(code: str, shape: tuple[int, int]) -> np.ndarray:
 
 def main() -> None:
     """Command line; see the top of this file."""
-    arguments = common.parser(__doc__, ["train", "evaluate", "detect"])
+    arguments = common.parser(__doc__, ["train", "evaluate", "detect"], start_needed=False)
     arguments.add_argument("--dataset", help="(default: the run's)")
     arguments.add_argument("--subset", help="to evaluate or detect on: train, val, stage1_test, ...")
-    arguments.add_argument("--epochs", type=int, help="last epoch (default: 40; 24 from scratch)")
-    arguments.add_argument("--optimizer", choices=["sgd", "adamw"],
-                           help="adamw falls along a cosine (default: the run's, else adamw for none, else sgd)")
+    arguments.add_argument("--epochs", type=int, help="last epoch (default: 40, or the recipe's)")
+    common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
+    if args.model == "none" and args.recipe is None:
+        args.recipe = "nuclei"
 
+    recipe = common.read_recipe(args)
     weights = common.find_weights(args.model, args.logs, NucleusConfig.NAME)
-    config, run = common.recall(weights, NucleusScratchConfig if args.model == "none" else NucleusConfig, args.model)
-    common.fill(args, run, optimizer="adamw" if args.model == "none" else "sgd")
+    config, run = common.recall(weights, NucleusConfig, args.model)
+    common.fill(args, run)
+    if recipe:
+        config = recipe.config(NAME=NucleusConfig.NAME, NUM_CLASSES=NucleusConfig.NUM_CLASSES)
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
     if args.command != "train":

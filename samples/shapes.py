@@ -14,46 +14,9 @@ from pathlib import Path
 
 import common
 
-from kmrcnn import Config, MaskRCNN, visualize
+from kmrcnn import Config, MaskRCNN, recipes, visualize
 from kmrcnn.data import ShapesDataset
 from kmrcnn.evaluation.coco import evaluate_coco
-
-
-class ShapesConfig(Config):
-    """A small model for 128 x 128 pictures of four or fewer large shapes, trained from scratch.
-
-    With the ground truth among the proposals the heads learn from the first step on; without it some seeds need
-    hundreds of steps until the RPN finds the first shapes.
-    """
-
-    NAME = "shapes"
-    NUM_CLASSES = 1 + 3
-    BACKBONE = "resnet18"
-    TRAIN_BN = None  # batch statistics in training: nothing is pre-trained
-    BN_MOMENTUM = 0.9
-    TOP_DOWN_PYRAMID_SIZE = 128
-    RPN_CONV_SIZE = 128
-    MASK_CONV_SIZE = 128
-    FPN_CLASSIF_FC_LAYERS_SIZE = 256
-    IMAGE_MIN_DIM = 128
-    IMAGE_MAX_DIM = 128
-    RPN_ANCHOR_SCALES = (8, 16, 32, 64, 128)
-    RPN_TRAIN_ANCHORS_PER_IMAGE = 64
-    PRE_NMS_LIMIT = 500
-    POST_NMS_ROIS_TRAINING = 100
-    POST_NMS_ROIS_INFERENCE = 100
-    TRAIN_ROIS_PER_IMAGE = 32
-    APPEND_GT_TO_ROIS = True
-    BOX_OFFSET = 0
-    ROI_ALIGN_MODE = "aligned"
-    ROI_LEVEL_RULE = "floor"
-    DETECTION_MULTI_CLASS = True
-    MAX_GT_INSTANCES = 8
-    DETECTION_MAX_INSTANCES = 20
-    IMAGES_PER_GPU = 8
-    VALIDATION_STEPS = 5
-    WEIGHT_DECAY = 0.0  # AdamW has its own
-    LEARNING_RATE = 0.001
 
 
 def shapes(count: int, seed: int, start: int = 0) -> ShapesDataset:
@@ -70,7 +33,7 @@ def train(config: Config, epochs: int, logs: str) -> str:
     validation = shapes(config.VALIDATION_STEPS * config.BATCH_SIZE, config.SEED, start=10**6)
     model = MaskRCNN(mode="training", config=config, model_dir=logs)
     begin = time.perf_counter()
-    common.train(model, training, validation, config.LEARNING_RATE, epochs, "all", "adamw")
+    common.train(model, training, validation, None, epochs, "all")
     print(f"Training time: {(time.perf_counter() - begin) / 60:.1f} minutes")
     return model.find_last()
 
@@ -92,8 +55,8 @@ def main() -> None:
     """Command line; see the top of this file."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--seed", type=int, default=0, help="of the weights, the pictures and the sampling")
-    arguments.add_argument("--epochs", type=int, default=6)
-    arguments.add_argument("--steps", type=int, default=125, help="steps per epoch (default: %(default)s)")
+    arguments.add_argument("--epochs", type=int, help="(default: the recipe's)")
+    arguments.add_argument("--steps", type=int, default=125, help="of an epoch (default: %(default)s)")
     arguments.add_argument("--eval-images", type=int, default=200, help="held-out pictures to evaluate on")
     arguments.add_argument("--pictures", type=int, default=8, help="pictures of detections to write")
     arguments.add_argument("--out", type=Path, default=common.ROOT / "results" / "shapes")
@@ -101,12 +64,11 @@ def main() -> None:
     arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=4")
     args = arguments.parse_intermixed_args()
 
-    config = ShapesConfig()
-    config.override(args.overrides)
-    config.SEED, config.STEPS_PER_EPOCH = args.seed, args.steps
-    checkpoint = train(config, args.epochs, args.logs)
+    recipe = recipes.load("shapes", args.overrides)
+    settings = {"SEED": args.seed, "STEPS_PER_EPOCH": args.steps}
+    checkpoint = train(recipe.config(**settings), args.epochs or recipe.stages[-1].epochs, args.logs)
 
-    config.DETECTION_MIN_CONFIDENCE = 0  # average precision weighs the scores itself
+    config = recipe.config(inference=True, **settings)
     model = MaskRCNN(mode="inference", config=config, model_dir=args.logs)
     model.load_weights(checkpoint, by_name=True)
     held_out = shapes(args.eval_images, args.seed, start=2 * 10**6)

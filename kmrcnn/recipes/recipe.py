@@ -89,8 +89,7 @@ class Recipe:
                              f"{count} devices")
         return self.changed({"GPU_COUNT": count, "IMAGES_PER_GPU": config.BATCH_SIZE // count})
 
-    def config(self, inference: bool = False, images: int | None = None, base: type[Config] = Config,
-               **settings: Any) -> Config:
+    def config(self, inference: bool = False, images: int | None = None, **settings: Any) -> Config:
         """The configuration for training, or for detection with the trained model.
 
         A batch other than REFERENCE_BATCH_SIZE leaves the number of images of an epoch as it is: the engine scales
@@ -98,11 +97,10 @@ class Recipe:
 
         Args:
             images: of the training data, for recipes whose epoch is one pass over them.
-            base: a Config class of your own.
             settings: what is to be otherwise, such as NUM_CLASSES.
         """
         mode = self.inference if inference else {}
-        config = base.from_dict({"NAME": self.name, **self.settings, **mode, **settings})
+        config = Config.from_dict({"NAME": self.name, **self.settings, **mode, **settings})
         if "STEPS_PER_EPOCH" not in settings and not inference:
             if self.one_pass:
                 config.STEPS_PER_EPOCH = math.ceil(images / config.BATCH_SIZE) if images else config.STEPS_PER_EPOCH

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.once
 def checkpoint(samples, tmp_path):
     """A tiny shapes model in a run's folder, as training leaves it."""
     import common
-    from shapes import ShapesConfig, shapes
+    from shapes import shapes
 
-    from kmrcnn import MaskRCNN
+    from kmrcnn import MaskRCNN, recipes
 
-    config = ShapesConfig()
+    config = recipes.load("shapes").config()
     config.override([item for item in TINY if not item.startswith("IMAGE_M")])
     config.override(["IMAGE_MIN_DIM=128", "IMAGE_MAX_DIM=128"])
     model = MaskRCNN("inference", config, str(tmp_path))
