@@ -26,6 +26,10 @@ def deterministic():
 
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True
+    if keras.backend.backend() == "tensorflow":  # nothing public turns it off
+        from tensorflow.python.framework import config
+
+        config.disable_op_determinism()
 
 
 def _arrays(variables) -> list[np.ndarray]:
