@@ -1,17 +1,14 @@
 """The face of the library: class MaskRCNN as in Matterport's `mrcnn.model`, and that module's free functions.
 
-It only delegates: graphs are in `kmrcnn.models`, steps and loop in `kmrcnn.engine`, detection in `kmrcnn.detection`.
+It only delegates: graphs are in `kmrcnn.models`, training in `kmrcnn.training` and `kmrcnn.engine`, detection in
+`kmrcnn.detection`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
 import os
 import random
-import re
-import socket
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -24,29 +21,14 @@ from kmrcnn import graphs
 from kmrcnn.config import Config
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.image import compose_image_meta, mold_image, mold_input, parse_image_meta, unmold_image
-from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.sample import load_image_gt
 from kmrcnn.data.targets import build_detection_targets, build_rpn_targets, data_generator, generate_random_rois
 from kmrcnn.detection import Detector, Result, unmold
-from kmrcnn.engine.callbacks import main_only
-from kmrcnn.engine.checkpoint import read_last
 from kmrcnn.engine.determinism import make_deterministic
-from kmrcnn.engine.execution import Execution
-from kmrcnn.engine.guards import Guard
-from kmrcnn.engine.logs import make_logs
-from kmrcnn.engine.loop import fit
-from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer, updates_between
 from kmrcnn.engine.precision import precision_policy
-from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.replicas import make as make_replicas
-from kmrcnn.engine.resume import Resumption, describe
-from kmrcnn.engine.run import STATE_FOLDER, Run
-from kmrcnn.engine.run_log import RunLog
-from kmrcnn.engine.run_state import Stage, restore_optimizer
-from kmrcnn.engine.scaling_rule import scaled_recipe, table
-from kmrcnn.engine.stages import LAYER_STAGES, set_trainable
-from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
-from kmrcnn.engine.tuning import tuning_of
+from kmrcnn.engine.stages import select_layers, set_trainable
+from kmrcnn.engine.step import build_detect_step
 from kmrcnn.graphs import *  # noqa: F403
 from kmrcnn.importers.assign import LoadReport
 from kmrcnn.importers.load import load_into, save_model
@@ -55,12 +37,12 @@ from kmrcnn.models.inspection import NamedTensors
 from kmrcnn.models.mask_rcnn import build_inference_model, build_training_model
 from kmrcnn.ops import generate_pyramid_anchors, pyramid_shapes
 from kmrcnn.pasting import mask_form
-from kmrcnn.report import write_report
+from kmrcnn.run_folder import RunFolder, best_weights, last_weights
 from kmrcnn.tiled_detection import FORMS as TILED_FORMS
 from kmrcnn.tiled_detection import detect_in_tiles
 from kmrcnn.tiles import tile_shape
+from kmrcnn.training import Data, Trainer
 from kmrcnn.utils import norm_boxes
-from kmrcnn.validation import Validation
 
 __all__ = [
     "BatchNorm",
@@ -87,9 +69,6 @@ __all__ = [
 _IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _IMAGENET_URL = f"https://github.com/fchollet/deep-learning-models/releases/download/v0.2/{_IMAGENET_FILE}"
 _IMAGENET_MD5 = "a268eb855778b3df3c7506639542a6af"
-
-# logs/shapes20260131T0930/mask_rcnn_shapes_0012.h5
-_CHECKPOINT = re.compile(r"(?P<name>.+?)(?P<date>\d{8}T\d{4})[/\\]mask_rcnn_.*?(?P<epoch>\d{4})\.h5$")
 
 
 def log(text: str, array: np.ndarray | None = None) -> None:
@@ -127,8 +106,6 @@ class MaskRCNN:
 
     Attributes:
         keras_model: the graph, a keras.Model with dict inputs and outputs (see `kmrcnn.models.mask_rcnn`).
-        log_dir: folder of this run. checkpoint_path: its checkpoints, with "{epoch:04d}" for the epoch.
-        epoch: epochs trained so far.
         replicas: the devices and processes that work together; of these `replicas.is_main` is the one that writes and
             prints.
     """
@@ -141,11 +118,10 @@ class MaskRCNN:
         if config.DETERMINISTIC:
             make_deterministic()
         self.replicas = make_replicas(config, mode == "training")
-        self.set_log_dir()
         build = build_training_model if mode == "training" else build_inference_model
         with _seeded(config.SEED), precision_policy(config.PRECISION), self.replicas.scope():
             self.keras_model = build(config)
-        self._user_optimizer: keras.optimizers.Optimizer | None = None
+        self._trainer = Trainer(self.keras_model, config, self.replicas, self._new_folder())
         self._named_tensors = NamedTensors(self.keras_model)
         self._detector = Detector(self.keras_model, config, self.replicas) if mode == "inference" else None
         self._anchor_cache: dict[tuple, np.ndarray] = {}
@@ -158,14 +134,7 @@ class MaskRCNN:
         Raises:
             FileNotFoundError: there is no such run or checkpoint under model_dir.
         """
-        runs = self._runs()
-        if not runs:
-            raise FileNotFoundError(errno.ENOENT, f"Could not find model directory under {self.model_dir}")
-        for run in reversed(runs):
-            files = weight_files(run)
-            if files:
-                return files[-1]
-        raise FileNotFoundError(errno.ENOENT, f"Could not find weight files in {', '.join(runs)}")
+        return last_weights(self.model_dir, self.config.NAME.lower())
 
     def find_best(self) -> str:
         """Path of the weights of the best epoch, by CHECKPOINT_BEST, of the newest run of this config's NAME.
@@ -173,24 +142,7 @@ class MaskRCNN:
         Raises:
             FileNotFoundError: there is no such run, it was trained without CHECKPOINT_BEST, or the file is gone.
         """
-        runs = self._runs()
-        checkpoint = read_last(os.path.join(runs[-1], STATE_FOLDER)) if runs else None
-        best = checkpoint and checkpoint.notes["best"]
-        if not best:
-            raise FileNotFoundError(errno.ENOENT, f"Could not find a run that was trained with CHECKPOINT_BEST under "
-                                                  f"{self.model_dir}")
-        epoch = int(best["name"].split("-")[0])
-        path = os.path.join(runs[-1], f"mask_rcnn_{self.config.NAME.lower()}_{epoch:04d}.h5")
-        if not os.path.exists(path):
-            raise FileNotFoundError(errno.ENOENT, "Could not find the weights of the best epoch", path)
-        return path
-
-    def _runs(self) -> list[str]:
-        """Folders of this NAME's runs, oldest first."""
-        pattern = re.compile(re.escape(self.config.NAME.lower()) + r"\d{8}T\d{4}")
-        entries = sorted(os.listdir(self.model_dir)) if os.path.isdir(self.model_dir) else []
-        runs = [os.path.join(self.model_dir, entry) for entry in entries if pattern.fullmatch(entry)]
-        return [run for run in runs if os.path.isdir(run)]
+        return best_weights(self.model_dir, self.config.NAME.lower())
 
     def load_weights(self, filepath: str | os.PathLike, by_name: bool = False,
                      exclude: str | Collection[str] | None = None, *,
@@ -254,14 +206,32 @@ class MaskRCNN:
     def set_log_dir(self, model_path: str | os.PathLike | None = None) -> None:
         """Set log_dir, checkpoint_path and epoch: those of `model_path` if it is a weight file of a run under model_dir
         with this config's NAME, otherwise those of a new run starting now."""
-        name = self.config.NAME.lower()
-        folder, self.epoch, self._run = f"{name}{datetime.datetime.now():%Y%m%dT%H%M}", 0, Run()
-        self._use_folder(os.path.join(self.model_dir, folder), own=False)
-        match = _CHECKPOINT.match(os.path.abspath(model_path)) if model_path else None
-        if match and os.path.split(match["name"]) == (os.path.abspath(self.model_dir), name):
-            self._use_folder(match["name"] + match["date"], own=True)
-            self.epoch = int(match["epoch"])
-            self._say(f"Re-starting from epoch {self.epoch}")
+        folder = self._new_folder()
+        self._trainer.restart(folder)
+        if model_path and folder.follow(model_path) and self.replicas.is_main:
+            print(f"Re-starting from epoch {folder.epoch}")
+
+    @property
+    def log_dir(self) -> str:
+        """Folder of this run."""
+        return self._trainer.folder.path
+
+    @property
+    def checkpoint_path(self) -> str:
+        """Path of this run's weight files, with "{epoch:04d}" for the epoch."""
+        return self._trainer.folder.weights_path
+
+    @property
+    def epoch(self) -> int:
+        """Epochs trained so far; set it to make `train` count from another one."""
+        return self._trainer.folder.epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._trainer.folder.epoch = value
+
+    def _new_folder(self) -> RunFolder:
+        return RunFolder(self.model_dir, self.config.NAME.lower())
 
     # ---- training ----
 
@@ -274,10 +244,7 @@ class MaskRCNN:
         is kept with its own learning rate or schedule, and with its state as long as the trainable layers stay the
         same. With `use_ema=True` training ends with the averaged weights.
         """
-        self._user_optimizer = optimizer
-        if optimizer is None:
-            optimizer = default_optimizer(self.config, learning_rate, momentum)
-        self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
+        self._trainer.compile(learning_rate, momentum, optimizer)
 
     def train(self, train_dataset: Dataset, val_dataset: Dataset | None, learning_rate: float | None, epochs: int,
               layers: str, augmentation: Any = None,
@@ -318,43 +285,8 @@ class MaskRCNN:
         self._require("training")
         for dataset in filter(None, (train_dataset, val_dataset)):
             self.config.validate(num_classes=dataset.num_classes)
-        verbose = verbose if self.replicas.is_main else 0
-        left = self._find_place(layers, epochs, resume)
-        if left in ("done", "last"):
-            self._say(f"Nothing left of layers={layers!r}, epochs={epochs}: the run is at epoch {self.epoch}")
-            history = keras.callbacks.History()
-            history.on_train_begin()
-            return history
-        self._own_log_dir()
-        if verbose:
-            print(f"\nStarting at epoch {self.epoch}. LR={learning_rate}\nCheckpoint Path: {self.checkpoint_path}")
-        state = self._run.begin(Stage(layers, epochs, learning_rate, self.epoch), self.log_dir, self._config_text(),
-                                self._keeping(), go_on=left == "go on", writes=self.replicas.is_main)
-        self.set_trainable(LAYER_STAGES.get(layers, layers), verbose=verbose)
-        terms = (self.config.LOSS_WEIGHTS, self.config.WEIGHT_DECAY, self.config.WEIGHT_DECAY_RULE)
-        execution, tuning = self._execution(state.stages[-1]), tuning_of(self.config)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.replicas.scope())
-            optimizer = self._ready_optimizer(learning_rate, state.stages[-1], verbose)
-            train_batches = stack.enter_context(DataLoader(
-                train_dataset, self.config, augmentation=augmentation, workers=workers, shard=self.replicas.shard,
-                no_augmentation_sources=no_augmentation_sources, training=True))
-            val_batches = val_dataset and stack.enter_context(DataLoader(
-                val_dataset, self.config, workers=workers, shard=self.replicas.shard))
-            step = build_train_step(self.keras_model, optimizer, *terms, execution, tuning)
-            guard = Guard(self.config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None)
-            logs = make_logs(self.log_dir, self.config, verbose)
-            history = fit(
-                self.keras_model, step, train_batches, optimizer=optimizer, epochs=epochs,
-                steps_per_epoch=self.config.STEPS_PER_EPOCH,
-                eval_step=build_eval_step(self.keras_model, *terms, execution, tuning), val_batches=val_batches,
-                validation_steps=self.config.VALIDATION_STEPS,
-                callbacks=self._callbacks([*logs.callbacks, *(custom_callbacks or ())]), save=self._save_checkpoint,
-                verbose=verbose, state=state, guard=guard, replicas=execution.replicas,
-                measure=self._validation(val_dataset, epochs, logs.run))
-            self._run.going = True
-        self._write_report(verbose)
-        return history
+        data = Data(train_dataset, val_dataset, augmentation, no_augmentation_sources, workers)
+        return self._trainer.train(data, learning_rate, epochs, layers, custom_callbacks or (), verbose, resume)
 
     def set_trainable(self, layer_regex: str, keras_model: keras.Model | None = None, indent: int = 0,
                       verbose: int = 1) -> None:
@@ -363,12 +295,10 @@ class MaskRCNN:
         Raises:
             ValueError: no layer matches.
         """
-        if verbose and keras_model is None:
-            print("Selecting layers to train")
-        found = set_trainable(keras_model or self.keras_model, layer_regex, indent, verbose)
-        if not found and keras_model is None:
-            raise ValueError(f"layers: no layer with weights matches {layer_regex!r}; use "
-                             f"{', '.join(LAYER_STAGES)} or a regular expression of layer names")
+        if keras_model is None:
+            select_layers(self.keras_model, layer_regex, verbose)
+        else:
+            set_trainable(keras_model, layer_regex, indent, verbose)
 
     def find_trainable_layer(self, layer: keras.layers.Layer) -> keras.layers.Layer:
         """The layer inside a TimeDistributed wrapper, or the layer itself."""
@@ -540,161 +470,6 @@ class MaskRCNN:
     def _require(self, mode: str) -> None:
         if self.mode != mode:
             raise ValueError(f'Create the model in "{mode}" mode for this; it is in "{self.mode}" mode.')
-
-    def _say(self, text: str) -> None:
-        if self.replicas.is_main:
-            print(text)
-
-    def _use_folder(self, folder: str, own: bool) -> None:
-        """Make `folder` the run's; `own` if it is there already and this run goes on in it."""
-        self.log_dir, self._continues = folder, own
-        self.checkpoint_path = os.path.join(folder, f"mask_rcnn_{self.config.NAME.lower()}_{{epoch:04d}}.h5")
-
-    def _own_log_dir(self) -> None:
-        """Make the log folder; a new run never writes into the folder of another one of the same minute."""
-        while not self._continues and os.path.isdir(self.log_dir) and os.listdir(self.log_dir):
-            name, stamp = self.log_dir[:-13], datetime.datetime.strptime(self.log_dir[-13:], "%Y%m%dT%H%M")
-            self.log_dir = f"{name}{stamp + datetime.timedelta(minutes=1):%Y%m%dT%H%M}"
-        self._use_folder(self.log_dir, own=True)
-        if not self.replicas.is_main:
-            return
-        try:
-            os.makedirs(self.log_dir, exist_ok=True)
-        except OSError as error:
-            raise type(error)(error.errno, f"The run's folder {self.log_dir} cannot be made ({error.strerror}); choose "
-                                           "another model_dir") from error
-
-    def _find_place(self, layers: str, epochs: int, resume: bool | str | os.PathLike) -> str:
-        """What is left of a call of `train`, the same in all processes; see `_own_place`.
-
-        Raises:
-            FileNotFoundError: they found different checkpoints.
-        """
-        left = self._own_place(layers, epochs, resume)
-        # Nothing may be written before all have read.
-        places = self.replicas.gather((left, self.epoch, socket.gethostname()))
-        for rank, place in enumerate(places or ()):
-            if place[:2] != places[0][:2]:
-                raise FileNotFoundError(
-                    errno.ENOENT, f"Process {rank} on {place[2]} found epoch {place[1]}, the main one epoch "
-                    f"{places[0][1]}: all machines must share the folder {self.model_dir}")
-        return left
-
-    def _own_place(self, layers: str, epochs: int, resume: bool | str | os.PathLike) -> str:
-        """What is left of a call of `train`, see `Resumption.place`; looks for the run to resume if there is need."""
-        run = self._run
-        if not resume:
-            run.resumption = None
-            return "new"
-        if run.resumption is None and not run.going:
-            self._attach(None if resume is True else os.fspath(resume))
-        if run.resumption is None:
-            return "new"
-        left = run.resumption.place(layers, epochs)
-        if left == "last" and self._user_optimizer is not None:
-            self._restore_user_optimizer(run.resumption)
-        return left
-
-    def _attach(self, folder: str | None) -> None:
-        """Take over the run of a folder; None: of this one, or the newest of this NAME if there is one."""
-        if folder is None:
-            runs = self._runs()
-            folder = self.log_dir if self._continues else runs[-1] if runs else None
-            if folder is None:
-                return
-        if not os.path.isdir(folder):
-            raise FileNotFoundError(errno.ENOENT, "Could not find the run to resume", folder)
-        checkpoint = self._run.attach(folder, self.keras_model, self._config_text())
-        if checkpoint is not None:
-            self._use_folder(folder, own=True)
-            self.epoch = checkpoint.notes["epoch"]
-            self._say(f"Resuming {folder} at {describe(self._run.resumption.stages, checkpoint.notes)}")
-            return
-        files = weight_files(folder)
-        if files and not self._continues:
-            self.load_weights(files[-1])
-        if files:
-            warnings.warn(f"{folder} has no checkpoint of the whole state: training goes on from weights alone, at "
-                          f"epoch {self.epoch}.", stacklevel=4)
-        self._use_folder(folder, own=True)
-
-    def _restore_user_optimizer(self, resumption: Resumption) -> None:
-        """Bring the user's optimizer to where it was at the end of the last stage, so that the next can use it."""
-        self.set_trainable(LAYER_STAGES.get(resumption.stages[-1].layers, resumption.stages[-1].layers), verbose=0)
-        optimizer = getattr(self._user_optimizer, "inner_optimizer", self._user_optimizer)
-        if not optimizer.built:
-            optimizer.build(self.keras_model.trainable_variables)
-        restore_optimizer(optimizer, resumption.checkpoint)
-
-    def _config_text(self) -> str:
-        try:
-            return self.config.to_text()
-        except ValueError as error:  # a function that has no name to be found by
-            return f"# {error}\n"
-
-    def _keeping(self) -> dict[str, Any]:
-        config = self.config
-        return {"minutes": config.CHECKPOINT_MINUTES, "keep": config.CHECKPOINT_KEEP, "best": config.CHECKPOINT_BEST}
-
-    def _callbacks(self, callbacks: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
-        """Those that this process should have."""
-        return [callback for callback in callbacks if self.replicas.is_main or not main_only(callback)]
-
-    def _ready_optimizer(self, learning_rate: float | None, stage: Stage, verbose: int) -> keras.optimizers.Optimizer:
-        config = self.config
-        if verbose and config.REFERENCE_BATCH_SIZE and self._user_optimizer is None:
-            rate = config.LEARNING_RATE if learning_rate is None else learning_rate
-            print(f"Linear scaling with the batch:\n{table(scaled_recipe(config, rate))}")
-        span = updates_between(config, stage.first_epoch, stage.epochs)
-        optimizer = ready_optimizer(self._user_optimizer, self.keras_model, config, learning_rate, span)
-        optimizer = self.replicas.adopt(optimizer)
-        if self._user_optimizer is not None:
-            self._user_optimizer = optimizer
-        self.keras_model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
-        return optimizer
-
-    def _execution(self, stage: Stage) -> Execution:
-        # All steps of the stage, also those before a stop: a resumed run must choose the same engine.
-        config, steps = self.config, max(0, stage.epochs - stage.first_epoch) * self.config.STEPS_PER_EPOCH
-        replicas = self.replicas if self.replicas.count > 1 else None
-        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), replicas,
-                         guard=True)
-
-    def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
-        """COCO's numbers on the validation set, if they are wanted."""
-        if not self.config.EVALUATE_EPOCHS or dataset is None:
-            return None
-        return Validation(self.keras_model, self.config, dataset, self.log_dir, last, log.show, self.replicas)
-
-    def _write_report(self, verbose: int) -> None:
-        if not (self.config.LOG_REPORT and self.replicas.is_main):
-            return
-        try:
-            path = write_report(self.log_dir)
-        except Exception as error:  # of pictures, which must not cost the caller a finished training
-            warnings.warn(f"The report of {self.log_dir} could not be written: {type(error).__name__}: {error}",
-                          stacklevel=3)
-            return
-        if verbose:
-            print(f"Plots: {path}")
-
-    def _save_checkpoint(self, epoch: int) -> None:
-        filepath = self.checkpoint_path.replace("{epoch:04d}", f"{epoch:04d}")
-        self.epoch = epoch
-        if not self.replicas.is_main:
-            return
-        try:
-            save_model(self.keras_model, filepath, preset=self.config.PRESET)
-        except (OSError, RuntimeError) as error:  # h5py says RuntimeError when it cannot flush
-            reason = getattr(error, "strerror", None) or error
-            warnings.warn(f"{filepath} could not be written: {reason}. Training goes on.", stacklevel=2)
-
-
-def weight_files(folder: str) -> list[str]:
-    """Paths of a run's weight files, oldest first."""
-    names = sorted(name for name in os.listdir(folder) if name.startswith("mask_rcnn") and name.endswith(".h5"))
-    return [os.path.join(folder, name) for name in names]
-
 
 def _unpadded(array: np.ndarray) -> np.ndarray:
     """A list of indices without its padding of -1; other arrays as they are."""

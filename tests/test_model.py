@@ -13,8 +13,9 @@ import pytest
 
 from kmrcnn.config import Config
 from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.engine.stages import LAYER_STAGES
 from kmrcnn.importers.assign import WeightMismatchError
-from kmrcnn.model import LAYER_STAGES, MaskRCNN, compute_backbone_shapes, log
+from kmrcnn.model import MaskRCNN, compute_backbone_shapes, log
 from kmrcnn.models.mask_rcnn import build_training_model
 from tests.tiny import TinyConfig
 

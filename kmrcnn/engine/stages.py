@@ -40,3 +40,16 @@ def set_trainable(model: keras.Model, layer_regex: str, indent: int = 0, verbose
             if verbose and layer.trainable:
                 print(f"{'':{indent}}{layer.name:20}   ({type(layer).__name__})")
     return count
+
+
+def select_layers(model: keras.Model, layer_regex: str, verbose: int = 1) -> None:
+    """`set_trainable`, with a word about it.
+
+    Raises:
+        ValueError: no layer matches.
+    """
+    if verbose:
+        print("Selecting layers to train")
+    if not set_trainable(model, layer_regex, verbose=verbose):
+        raise ValueError(f"layers: no layer with weights matches {layer_regex!r}; use {', '.join(LAYER_STAGES)} or a "
+                         "regular expression of layer names")

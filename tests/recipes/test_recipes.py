@@ -127,7 +127,7 @@ def test_our_recipes_are_whole(name):
     for inference in (False, True):
         recipe.config(inference=inference).validate()
     assert recipe.about and recipe.command and recipe.measured_by and recipe.source
-    assert f"--recipe={name}" in recipe.command
+    assert f"--recipe={name}" in recipe.command or recipe.command == f"python samples/{name}.py"
     if recipe.weights:
         assert catalogue.find(recipe.weights).kind == "backbone"
     if recipe.expected:

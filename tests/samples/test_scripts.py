@@ -70,9 +70,11 @@ def test_coco_stages(samples):
     import coco
 
     class Args:
-        epochs = model = layers = None
+        epochs = model = layers = lr = stages = None
 
-    assert coco.stages(Args, 1e-3) == [("heads", 40, 1e-3), ("4+", 120, 1e-3), ("all", 160, 1e-4)]
+    assert coco.stages(Args, coco.CocoConfig()) == [("heads", 40, 1e-3), ("4+", 120, 1e-3), ("all", 160, 1e-4)]
+    Args.stages = [["3+", 36, None]]
+    assert coco.stages(Args, coco.CocoConfig()) == Args.stages
 
 
 def test_coco_class_names(samples):
