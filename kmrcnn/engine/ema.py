@@ -98,4 +98,4 @@ class Average:
 
 
 def _array(variable: keras.Variable) -> np.ndarray:
-    return np.array(ops.convert_to_numpy(variable.value))
+    return np.array(ops.convert_to_numpy(variable))
