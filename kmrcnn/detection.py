@@ -134,9 +134,8 @@ class Detector:
         """The step that computes masks, or the one that does without."""
         select = _boxes_only if form == "none" else _own_masks
         if select not in self._steps:
-            replicas = self._replicas if self._replicas.count > 1 else None
             execution = Execution(engine=self._config.ENGINE, prepare=image_preparation(self._config),
-                                  replicas=replicas)
+                                  replicas=self._replicas)
             self._steps[select] = build_detect_step(self._model, select, execution)
         return self._steps[select]
 

@@ -153,8 +153,7 @@ class Trainer:
     def _execution(self, stage: Stage) -> Execution:
         # All steps of the stage, also those before a stop: a resumed run must choose the same engine.
         config, steps = self._config, max(0, stage.epochs - stage.first_epoch) * self._config.STEPS_PER_EPOCH
-        replicas = self._replicas if self._replicas.count > 1 else None
-        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), replicas,
+        return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), self._replicas,
                          guard=True)
 
     def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:

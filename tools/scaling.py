@@ -121,7 +121,7 @@ def steps(size: int, images: int, count: int, backbone: str) -> list[float]:
     dataset = ShapesDataset()
     dataset.load_shapes(config.BATCH_SIZE, size, size, seed=0)
     dataset.prepare()
-    batch = DataLoader(dataset, config, shard=(0, 1) if replicas is None else replicas.shard).batch(0)
+    batch = DataLoader(dataset, config, shard=replicas.shard).batch(0)
     seconds = []
     for _ in range(count + 2):
         start = time.perf_counter()

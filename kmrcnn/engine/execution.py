@@ -30,7 +30,7 @@ class Execution:
         steps: how often the step is going to run, if known; "auto" decides by it.
         prepare: from the tensors of a batch to the model's inputs, on the device, inside the compiled step; for
             instance 8-bit pixels to normalised ones. None: the batch has the inputs as they are.
-        replicas: the others that train together with this one; None: there are none.
+        replicas: those that work together; one alone becomes None.
         guard: a training step whose loss or gradients are not finite changes nothing, and each step also returns
             "gradient_norm" and "skipped".
     """
@@ -41,6 +41,10 @@ class Execution:
     prepare: Callable[[dict], dict] | None = None
     replicas: Replicas | None = None
     guard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.replicas is not None and self.replicas.count == 1:
+            object.__setattr__(self, "replicas", None)
 
     def prepared(self, inputs: dict) -> dict:
         """`prepare` applied."""

@@ -15,8 +15,8 @@ Loss = Callable[[], torch.Tensor]
 class TwinStep:
     """Call it to train once on the loss.
 
-    The update is kmrcnn's: an L2 penalty on all parameters (the frozen norms have none), gradients clipped to a
-    global norm, momentum.
+    The update is kmrcnn's by the rule "coupled": weight decay of all parameters (the frozen norms have none), gradients
+    clipped to a global norm, momentum.
 
     Args:
         loss: computes what is minimised.
@@ -24,7 +24,7 @@ class TwinStep:
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: Config, loss: Loss):
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self._loss, self._decay, self._clip = loss, 2 * config.WEIGHT_DECAY, config.GRADIENT_CLIP_NORM
+        self._loss, self._decay, self._clip = loss, config.WEIGHT_DECAY, config.GRADIENT_CLIP_NORM
         self._optimizer = torch.optim.SGD(self._parameters, config.LEARNING_RATE, config.LEARNING_MOMENTUM,
                                           foreach=True)
 
