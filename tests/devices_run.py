@@ -36,7 +36,8 @@ def run(folder: Path, devices: int) -> None:
     config.update({"NAME": "devices", "GPU_COUNT": devices, "IMAGES_PER_GPU": IMAGES // devices, "STEPS_PER_EPOCH": 5,
                    "VALIDATION_STEPS": 2, "APPEND_GT_TO_ROIS": True, "LEARNING_RATE": 1e-3, "LOADER_WORKERS": 1,
                    "RPN_ANCHOR_STRIDE": 2, "PRE_NMS_LIMIT": 60, "DETECTION_MIN_CONFIDENCE": 0,
-                   "EVALUATE_EPOCHS": 1, "EMA_DECAY": 0.9, "EMA_RAMP": 2, "LR_SCHEDULE": "cosine", "BIAS_LR_FACTOR": 2.0})
+                   "EVALUATE_EPOCHS": 1, "EMA_DECAY": 0.9, "EMA_RAMP": 2, "LR_SCHEDULE": "cosine",
+                   "BIAS_LR_FACTOR": 2.0})
     model = MaskRCNN("training", config, folder / "logs")
     history = model.train(shapes(22, 3), shapes(6, 4), None, 1, "all", HorizontalFlip(0.5), verbose=0)
     weights = b"".join(array.tobytes() for array in model.keras_model.get_weights())
