@@ -229,12 +229,17 @@ def as_coco(data: dict[str, Any]) -> Any:
     return coco
 
 
-def _parse(path: str | os.PathLike) -> dict[str, Any]:
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds. Raises ValueError naming the file if it is none."""
     with open(path, encoding="utf-8") as file:
         try:
-            data = json.load(file)
+            return json.load(file)
         except ValueError as error:
             raise ValueError(f"{path} is not json: {error}") from error
+
+
+def _parse(path: str | os.PathLike) -> dict[str, Any]:
+    data = read_json(path)
     missing = [key for key in ("images", "categories") if not isinstance(data, dict) or key not in data]
     if missing:
         raise ValueError(f"{path} is not COCO json: no {missing[0]!r}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from kmrcnn.data.coco import read_json
 from kmrcnn.data.decode import read_image
 from kmrcnn.doctor.coco_annotations import Report, check_annotation
 from kmrcnn.doctor.findings import Finding
@@ -43,11 +43,7 @@ def _report(findings: list[Finding], split: str, check: str, image: Any = None, 
 
 
 def _parse(path: str | os.PathLike) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            data = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not json: {error}") from error
+    data = read_json(path)
     for key in ("images", "categories", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise ValueError(f"{path} is not COCO json: no list {key!r}")
