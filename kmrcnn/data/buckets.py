@@ -7,7 +7,7 @@ resized at one scale, so that shapes are static.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -25,22 +25,32 @@ _LONG, _SHORT = 4, 3  # sides of the rectangles that ASPECT_GROUPING adds to a s
 class Bucket:
     """
     Attributes:
-        members: int64 (N,) image ids.
+        members: int64 (N,) image ids, ascending.
         ratios: float64 (N,) width / height to sort the members by, or None.
         shape: molded (height, width), or None where images are padded to one shape batch by batch.
         settings: how the images are resized.
+        sizes: int64 (N, 2) height and width of the members as they come to be resized, where there is no `shape`.
     """
 
     members: np.ndarray
     ratios: np.ndarray | None
     shape: tuple[int, int] | None
     settings: SimpleNamespace
+    sizes: np.ndarray | None = None
+
+    def common_shape(self, image_ids: Sequence[int]) -> tuple[int, int]:
+        """The molded (height, width) of a batch of these images."""
+        if self.shape is not None:
+            return self.shape
+        rows = np.searchsorted(self.members, image_ids)
+        height, width = np.max([plan_for(self.settings, *size).shape for size in self.sizes[rows].tolist()], axis=0)
+        return int(height), int(width)
 
 
 def form_groups(
     dataset: Dataset,
     settings: SimpleNamespace,
-    size_before: Callable[[int, int], tuple[int, int]],
+    size_of: Callable[[int], tuple[int, int]],
     training: bool,
     note: Callable[[int, str], None],
 ) -> list[list[Bucket]]:
@@ -48,7 +58,7 @@ def form_groups(
 
     Args:
         settings: what `reader_settings` makes of a Config.
-        size_before: see `Augmentation.size_before`.
+        size_of: (height, width) of an image, by its id, as it comes to be resized: see `Augmentation.size_before`.
         training: use TRAIN_SCALES and ASPECT_GROUPING.
         note: told (image id, reason) of images that cannot be used.
 
@@ -61,7 +71,7 @@ def form_groups(
         members = np.asarray(dataset.image_ids)
         return [[Bucket(members, None, _only_shape(frame), frame) for frame in frames]]
     key = (lambda h, w: h > w) if shortest else (lambda h, w: plan_for(widest, h, w).shape)
-    groups = _grouped(dataset, size_before, key, note)
+    groups = _grouped(dataset, size_of, key, note)
     if shortest:
         return [_shortest_buckets(*group, frames, training) for group in groups.values()]
     if len(groups) > MAX_SHAPES:
@@ -116,7 +126,7 @@ def _shortest_buckets(
     """Buckets of images that are all upright, or all not."""
     if not frames[0].TRAIN_SCALES or not training:
         sorts = training and frames[0].ASPECT_GROUPING
-        return [Bucket(members, sizes[:, 1] / sizes[:, 0] if sorts else None, None, frames[0])]
+        return [Bucket(members, sizes[:, 1] / sizes[:, 0] if sorts else None, None, frames[0], sizes)]
     tops = dict(_shared(frames[0].TRAIN_SCALES, 2))
     return [_shaped(members, _largest(sizes, tops[frame.IMAGE_MIN_DIM], frame), frame) for frame in frames]
 
@@ -141,12 +151,12 @@ def _only_shape(settings: SimpleNamespace) -> tuple[int, int] | None:
     return (side, side) if side else None
 
 
-def _grouped(dataset: Dataset, size_before: Callable, key: Callable, note: Callable) -> dict[Any, tuple]:
+def _grouped(dataset: Dataset, size_of: Callable, key: Callable, note: Callable) -> dict[Any, tuple]:
     """(members, their sizes (N, 2)) of each group, by key(height, width)."""
     groups: dict[Any, list[tuple]] = {}
     for image_id in dataset.image_ids:
         try:
-            size = size_before(*dataset.image_size(image_id))
+            size = size_of(image_id)
             place = key(*size)
         except Exception as error:  # user code may raise anything
             note(int(image_id), reason(dataset, image_id, error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -20,7 +19,6 @@ from kmrcnn.data.augment import build
 from kmrcnn.data.buckets import Bucket, form_groups
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.reader import Sample, SampleReader, collate, reader_settings
-from kmrcnn.data.resize_plan import plan_for
 from kmrcnn.data.scene import Augmentation
 from kmrcnn.data.worker import WorkerProcess, pack_reader
 
@@ -86,9 +84,10 @@ class DataLoader:
         self.skipped = 0
         self.bad_images: dict[int, str] = {}
         self._lock = threading.Lock()
-        self._size_before = (augmentation if isinstance(augmentation, Augmentation) else Augmentation()).size_before
+        plain = frozenset(no_augmentation_sources or ())
         self._groups = form_groups(
-            dataset, self.settings, self._size_before, training, lambda *failure: self._note([failure])
+            dataset, self.settings, functools.partial(_size_of, dataset, augmentation, plain), training,
+            lambda *failure: self._note([failure]),
         )
         if not self._groups:
             first = next(iter(self.bad_images.values()))
@@ -96,7 +95,7 @@ class DataLoader:
         self._reader = SampleReader(
             dataset,
             augmentation,
-            frozenset(no_augmentation_sources or ()),
+            plain,
             config.SEED if seed is None else seed,
             [bucket for group in self._groups for bucket in group],
         )
@@ -153,7 +152,7 @@ class DataLoader:
     def _read(self, step: int, read: Callable) -> list[Sample]:
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
-        samples, failures = read(pass_index, bucket, image_ids[self._rows])
+        samples, failures = read(pass_index, bucket, image_ids, self._rows)
         self._note(failures)
         return samples
 
@@ -161,14 +160,7 @@ class DataLoader:
         """(height, width) that the whole batch of a step needs, whose other shards this loader does not read."""
         pass_index, place = divmod(step, self.batches_per_pass)
         bucket, image_ids = self._plan(pass_index)[place]
-        if self._reader.buckets[bucket].shape is not None or len(image_ids[self._rows]) == len(image_ids):
-            return 0, 0
-        shapes = [(0, 0)]
-        for image_id in image_ids:
-            with contextlib.suppress(Exception):  # who reads that image reports it
-                size = self._size_before(*self._reader.dataset.image_size(image_id))
-                shapes.append(plan_for(self.settings, *size).shape[:2])
-        return tuple(int(side) for side in np.max(shapes, axis=0))
+        return self._reader.buckets[bucket].common_shape(image_ids)
 
     def _prepare_workers(self) -> Callable[[int], dict[str, np.ndarray]]:
         """Start them where they are processes; returns what makes the batch of a step."""
@@ -218,6 +210,14 @@ class DataLoader:
             if count > size and count % size:  # what completes the last row is its neighbours, not the first images
                 order = np.concatenate([order[: -(count % size)], order[-size:]])
         return np.resize(bucket.members[order], (-(-len(order) // size), size))
+
+
+def _size_of(dataset: Dataset, augmentation: Any, plain: Collection[str], image_id: int) -> tuple[int, int]:
+    """(height, width) of an image as it comes to be resized; nothing is done to those of the sources `plain`."""
+    size = dataset.image_size(image_id)
+    if not isinstance(augmentation, Augmentation) or dataset.image_info[image_id]["source"] in plain:
+        return size
+    return augmentation.size_before(*size)
 
 
 def _check(dataset: Dataset, config: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -71,33 +72,42 @@ class SampleReader:
     seed: int
     buckets: list[Bucket]
 
-    def read(self, pass_index: int, bucket: int, image_ids: Sequence[int]) -> tuple[list[Sample], list]:
-        """Samples of one batch, and the (image id, reason) of each that had to be replaced by another."""
+    def read(self, pass_index: int, bucket: int, image_ids: np.ndarray, rows: slice) -> tuple[list[Sample], list]:
+        """Samples of the `rows` of a batch, and the (image id, reason) of each that had to be replaced by another."""
         failures: list[tuple[int, str]] = []
-        return [self._read_or_replace(pass_index, bucket, int(i), failures) for i in image_ids], failures
+        return [self._read_or_replace(pass_index, bucket, int(image_id), image_ids, failures)
+                for image_id in image_ids[rows]], failures
 
-    def _read_or_replace(self, pass_index: int, bucket: int, image_id: int, failures: list) -> Sample:
-        members = self.buckets[bucket].members
-        tries, first, candidate = 0, None, image_id
-        order = None
-        while True:
+    def _read_or_replace(
+        self, pass_index: int, bucket: int, image_id: int, batch: np.ndarray, failures: list
+    ) -> Sample:
+        first, tries = None, 0
+        for candidate in itertools.islice(self._candidates(pass_index, bucket, image_id, batch), 1 + _MAX_TRIES):
+            tries += 1
             try:
                 return self.sample(pass_index, bucket, candidate)
             # User code and decoders may raise anything; the reason is passed on and counted.
             except Exception as error:
-                first = first or error
+                first = first or (error, reason(self.dataset, candidate, error))
                 failures.append((candidate, reason(self.dataset, candidate, error)))
-            if order is None:
-                order = np.random.default_rng((self.seed, pass_index, image_id, 1)).permutation(members)
-                order = order[order != image_id][:_MAX_TRIES]
-            if tries == len(order):
-                raise RuntimeError(f"None of {tries + 1} images can be used. {failures[0][1]}") from first
-            candidate = int(order[tries])
-            tries += 1
+        raise RuntimeError(f"None of {tries} images can be used. {first[1]}") from first[0]
+
+    def _candidates(self, pass_index: int, number: int, image_id: int, batch: np.ndarray) -> Iterator[int]:
+        """The image, then others of its bucket: first those that do not enlarge the batch, as its shards pad alike."""
+        yield image_id
+        bucket, large = self.buckets[number], []
+        limit = bucket.common_shape(batch)
+        order = np.random.default_rng((self.seed, pass_index, image_id, 1)).permutation(bucket.members)
+        for other in order[order != image_id].tolist():
+            if np.less_equal(bucket.common_shape([other]), limit).all():
+                yield other
+            else:
+                large.append(other)
+        yield from large
 
     def sample(self, pass_index: int, bucket: int, image_id: int) -> Sample:
         """One sample; SampleError when the image does not have its bucket's shape."""
-        settings, shape = self.buckets[bucket].settings, self.buckets[bucket].shape
+        settings = self.buckets[bucket].settings
         rng = np.random.default_rng((self.seed, pass_index, image_id))
         skip = self.dataset.image_info[image_id]["source"] in self.no_augmentation_sources
         image, meta, class_ids, boxes, masks = load_image_gt(
@@ -108,7 +118,7 @@ class SampleReader:
             use_mini_mask=settings.USE_MINI_MASK,
             rng=rng,
         )
-        expected = (*(shape or image.shape[:2]), settings.IMAGE_CHANNEL_COUNT)
+        expected = (*self.buckets[bucket].common_shape([image_id]), settings.IMAGE_CHANNEL_COUNT)
         if image.shape != expected:
             raise SampleError(
                 f"{self.dataset.describe(image_id)}: expected a molded image of {expected}, found "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kmrcnn.data.augment import AspectCrop
 from kmrcnn.data.buckets import MAX_SHAPES, training_frames
 from kmrcnn.data.image import parse_image_meta
 from kmrcnn.data.loader import DataLoader
@@ -144,3 +145,12 @@ def test_grouping_sorts_batches_of_one_shape_each():
 def test_what_cannot_be_is_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         make_config(**settings).validate()
+
+
+def test_sources_without_augmentation_are_grouped_by_their_own_size():
+    dataset = shapes(*[(64, 320)] * 4)
+    config = make_config(IMAGE_SHAPES=[(64, 256), (256, 256)], IMAGE_MAX_DIM=256, IMAGES_PER_GPU=2)
+    for plain, shape in (((), (256, 256)), (("shapes",), (64, 256))):
+        loader = DataLoader(dataset, config, augmentation=AspectCrop(0.8, 1.25), no_augmentation_sources=plain)
+        assert loader.batch(0)["input_image"].shape[1:3] == shape
+        assert not loader.skipped

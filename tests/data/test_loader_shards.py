@@ -52,6 +52,24 @@ def test_shards_pad_to_the_shape_of_the_whole_batch():
         np.testing.assert_array_equal(array, whole[name], err_msg=name)
 
 
+def test_what_replaces_a_broken_image_does_not_enlarge_its_batch():
+    # Image 0 is broken and small: without care one shard would be as wide as the image that stands in for it.
+    config = make_config(IMAGE_RESIZE_MODE="shortest", IMAGE_MIN_DIM=64, IMAGE_MAX_DIM=200, IMAGE_DIVISOR=32,
+                         IMAGES_PER_GPU=2)
+    sizes = [(64, 70), (64, 71), (64, 72), (64, 180), (64, 180), (64, 180)]
+    dataset = shapes(sizes, type("FirstBroken", (ShapesDataset,), {
+        "load_image": lambda self, image_id: ShapesDataset.load_image(self, image_id) if image_id else 1 / 0}))
+    for seed in range(4):
+        whole = DataLoader(dataset, config, shuffle=False, seed=seed).batch(0)
+        parts = [DataLoader(dataset, config, shuffle=False, seed=seed, shard=(index, 2)).batch(0) for index in range(2)]
+        assert whole["input_image"].shape[1:3] == (64, 96)
+        for name, array in joined(parts).items():
+            np.testing.assert_array_equal(array, whole[name], err_msg=name)
+    # Where nothing else is left, a larger one it is.
+    alone = DataLoader(shapes(sizes[:1] + sizes[3:], type(dataset)), config, batch_size=1, shuffle=False)
+    assert alone.batch(0)["input_image"].shape[1:3] == (64, 192)
+
+
 @pytest.mark.parametrize(("shard", "words"), [((0, 3), "multiple of the 3 shards"), ((2, 2), "index from 0 to 1")])
 def test_shards_that_cannot_be_are_refused(shard, words):
     with pytest.raises(ValueError, match=words):
