@@ -86,7 +86,8 @@ def _images(entries: list[dict[str, Any]], image_dir: str | os.PathLike, report:
         elif number in images:
             report("duplicate_image_id", number, text=f"{images[number].path} and {entry['file_name']}")
         else:
-            path, size = os.path.join(image_dir, entry["file_name"]), (entry["height"], entry["width"])
+            path = os.path.join(image_dir, entry["file_name"])
+            size = (int(entry["height"]), int(entry["width"]))  # 480.0 is whole too, which pandas writes
             images[number] = Image(number, path, *size, load=partial(read_image, path, size))
             if path in files:
                 report("repeated_file", number, text=f"{entry['file_name']} is also the file of image {files[path]}")
@@ -95,7 +96,7 @@ def _images(entries: list[dict[str, Any]], image_dir: str | os.PathLike, report:
 
 
 def _entry_problem(entry: dict[str, Any]) -> str | None:
-    if not isinstance(entry.get("id"), (int, str)):
+    if not isinstance(entry.get("id"), str) and not _is_whole(entry.get("id")):
         return f"id {entry.get('id')!r}, file_name {entry.get('file_name')!r}"
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
         return f"file_name {entry.get('file_name')!r}"
@@ -106,7 +107,7 @@ def _entry_problem(entry: dict[str, Any]) -> str | None:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
 
 
 def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, report: Report) -> None:

@@ -224,3 +224,13 @@ def test_findings_say_what_was_found_and_expected(tmp_path):
     assert texts["degenerate_box", 11] == "box [5, 10, 0, 30] (x, y, width, height)"
     assert texts["area_mismatch", 40] == "area 1440, the outline has 720.0 or 720.0"
     assert texts["box_mask", 30].endswith("IoU 0.62")
+
+
+def test_whole_numbers_written_with_a_point_are_whole(tmp_path):
+    clinic = Clinic(tmp_path)
+    for entry in clinic.data["train"]["images"]:
+        entry.update(id=float(entry["id"]), height=float(entry["height"]), width=float(entry["width"]))
+    clinic.data["train"]["categories"][0]["id"] = float(clinic.data["train"]["categories"][0]["id"])
+    assert examine(clinic.write()).findings == []
+    clinic.data["train"]["images"][0]["height"] += 0.5
+    assert "image_entry" in {item.check for item in examine(clinic.write()).findings}
