@@ -5,7 +5,7 @@ Ours derive from `kmrcnn.data.scene.Augmentation`, which says at which places on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -85,13 +85,25 @@ class OneOf(Augmentation):
     def __init__(self, augmentations: Sequence[Any], probability: float = 1.0):
         self.augmentations, self.probability = list(augmentations), check_probability(self, probability)
         for item in self.augmentations:
-            if isinstance(item, ScaleJitter | AspectCrop):
-                raise ValueError(f"OneOf: {type(item).__name__} acts before others can be chosen: list it outside")
+            early = next(_early(item), None)
+            if early is not None:
+                raise ValueError(f"OneOf: {type(early).__name__} acts before others can be chosen: list it outside")
 
     def apply(self, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:
         if rng.random() >= self.probability or not self.augmentations:
             return scene
         return augment(self.augmentations[int(rng.integers(len(self.augmentations)))], scene, rng, other)
+
+
+def _early(augmentation: Any) -> Iterator[Augmentation]:
+    """Which of an augmentation and its parts act before the image is resized, or while it is."""
+    if isinstance(augmentation, Compose):
+        for item in augmentation.augmentations:
+            yield from _early(item)
+    elif isinstance(augmentation, Augmentation):
+        own = type(augmentation)
+        if own.before is not Augmentation.before or own.plan is not Augmentation.plan:
+            yield augmentation
 
 
 def build(specs: Sequence[str | Mapping[str, Any]] | None) -> Compose | None:
