@@ -118,12 +118,15 @@ class Blur(Pixels):
 
 
 class Noise(Pixels):
-    """Add normal noise to an 8-bit image; its standard deviation is drawn from [low, high] grey levels."""
+    """With the given probability add normal noise; its standard deviation is drawn from [low, high] grey levels."""
 
-    def __init__(self, low: float = 1.0, high: float = 15.0):
+    def __init__(self, low: float = 1.0, high: float = 15.0, probability: float = 1.0):
         self.low, self.high = check_range(self, "low, high", (low, high), 0)
+        self.probability = check_probability(self, probability)
 
     def pixels(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() >= self.probability:
+            return image
         noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(self.low, self.high))
         return np.rint(image + noise).clip(0, 255).astype(np.uint8)
 

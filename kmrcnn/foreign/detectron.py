@@ -130,7 +130,7 @@ def divisor(values: Values) -> dict[str, Any]:
 def frozen(values: Values) -> dict[str, Any]:
     """What does not learn."""
     if values["TRAIN.FREEZE_CONV_BODY"]:
-        return {"layers": "heads"}
+        return {"layers": r"(mrcnn_|rpn_).*" if _has_fpn(values) else r"(res5|bn5|mrcnn_|rpn_).*"}
     key = min(("RESNETS.FREEZE_AT", "TRAIN.FREEZE_AT"), key=lambda key: values[key] == 2)  # one of them is the file's
     return {"layers": parts.layers_above(key, values[key])}
 
@@ -366,7 +366,7 @@ ROWS: list[Row] = [
     built_in("TRAIN.RPN_MIN_SIZE", 0, "proposals of any size"),
     absent("TRAIN.CROWD_FILTER_THRESH", 0.7, "a ROI that overlaps a crowd is no background", harmless=True),
     absent("TRAIN.GT_MIN_AREA", -1, "objects of any size learn"),
-    by("TRAIN.FREEZE_CONV_BODY", False, "layers", frozen, "True is `layers=\"heads\"`"),
+    by("TRAIN.FREEZE_CONV_BODY", False, "layers", frozen, "the FPN too; a C4's last stage learns"),
     by("TRAIN.FREEZE_AT", 2, "layers", frozen, "2 is `layers=\"3+\"`"),
     absent("TRAIN.AUTO_RESUME", True, "`train(resume=True)` goes on", harmless=True),
     *all_absent("TRAIN.", {

@@ -87,7 +87,8 @@ ROWS: list[Row] = [
     by("data.batch_size", 4, _BATCH, batch, "for each device"),
     to("data.num_workers", 2, "LOADER_WORKERS"),
     absent("data.debug", False, "give `train` a smaller Dataset"),
-    built_in("data.remove_blank", True, "CocoDataset leaves out images without objects"),
+    absent("data.remove_blank", True, "a Dataset says which images there are: CocoDataset leaves out those without "
+           "objects if it is given `class_ids`", harmless=True),
     to("model.num_cls", 80, "NUM_CLASSES", lambda value: value + 1, "and the background"),
     by("model.backbone", "resnet50", ("BACKBONE", "weights"), backbone),
     by("model.pretrained", True, "weights", backbone),
@@ -150,7 +151,7 @@ LIANGHEMING = Family(
     {"PRESET": "liangheming", "GRADIENT_CLIP_NORM": None, "layers": "all", "one_pass": True, "IMAGE_MIN_DIM": 640,
      "TRAIN_SCALES": [416, 448, 480, 512, 544, 576, 608, 640], "BIAS_WEIGHT_DECAY": 0.0, "NORM_WEIGHT_DECAY": 0.0,
      "EMA_DECAY": 0.9999, "EMA_RAMP": 2000.0, "AUGMENTATION": [
-         {"OneOf": {"augmentations": ["HSVJitter", "Blur", "Noise"], "probability": 0.75}},
+         {"OneOf": {"augmentations": ["HSVJitter", "Blur", {"Noise": {"probability": 0.5}}], "probability": 0.75}},
          {"Affine": {"degrees": 10.0}}, {"HorizontalFlip": {"probability": 0.5}}]},
     notes=(_IOU_LOSSES, "its mosaic and its random crop are not here yet"),
     mended={"data.remove_blank": {"Ture": True}})

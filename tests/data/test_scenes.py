@@ -245,6 +245,7 @@ def test_colours_change_pixels_as_they_say():
     assert run(Blur(1)).std() < image.std() * 0.8
     noise = run(Noise(5, 5)) - image
     assert abs(noise.std() - 5) < 0.3 and abs(noise.mean()) < 0.3
+    np.testing.assert_array_equal(run(Noise(5, 5, probability=0)), image)
     assert len({run(ColorJitter(), seed).tobytes() for seed in range(5)}) == 5
     for bad in ({"brightness": (2, 1)}, {"hue": 0.6}, {"probability": -1}):
         with pytest.raises(ValueError, match=f"ColorJitter: {next(iter(bad))}"):
@@ -268,6 +269,9 @@ def test_lists_from_data():
             build(specs)
     with pytest.raises(ValueError, match="ScaleJitter acts before"):
         OneOf([ScaleJitter()])
+    with pytest.raises(ValueError, match="OneOf: ScaleJitter acts before"):
+        OneOf([Compose([HorizontalFlip(), ScaleJitter()])])  # would never run
+    OneOf([Compose([HorizontalFlip()]), OneOf([Noise()])])
 
 
 def test_the_config_holds_lists(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,11 @@ SMALL = {
     "NUM_CLASSES": 3, "IMAGE_MIN_DIM": 64, "IMAGE_MAX_DIM": 64, "GPU_COUNT": 1, "IMAGES_PER_GPU": 16,
     "BACKBONE": "resnet18", "TOP_DOWN_PYRAMID_SIZE": 8, "RPN_CONV_SIZE": 8, "MASK_CONV_SIZE": 8,
     "FPN_CLASSIF_FC_LAYERS_SIZE": 8}  # fmt: skip
+
+DETECTRON_C4 = [
+    "MODEL.CONV_BODY=ResNet.ResNet50_conv4_body", "FPN.FPN_ON=False", "FPN.MULTILEVEL_ROIS=False",
+    "FPN.MULTILEVEL_RPN=False", "FAST_RCNN.ROI_BOX_HEAD=ResNet.ResNet_roi_conv5_head",
+    "MRCNN.ROI_MASK_HEAD=mask_rcnn_heads.mask_rcnn_fcn_head_v0upshare", "MRCNN.RESOLUTION=14"]  # fmt: skip
 
 
 @pytest.fixture
@@ -70,6 +77,16 @@ def test_c4_is_the_catalogues_network(file):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(("others", "last_stage"), [([], False), (DETECTRON_C4, True)])
+def test_a_frozen_body_includes_the_fpn_but_not_the_stage_in_the_heads(file, others, last_stage):
+    recipe = recipes.load(file(files.DETECTRON), ["TRAIN.FREEZE_CONV_BODY=True", *others])
+    layers = re.compile(recipe.stages[0].layers)
+    assert [name for name in ("conv1", "res4a_branch2a", "fpn_c5p5", "fpn_p2") if layers.fullmatch(name)] == []
+    assert all(layers.fullmatch(name) for name in ("rpn_conv_shared", "mrcnn_class_logits", "mrcnn_mask"))
+    assert all(bool(layers.fullmatch(name)) == last_stage for name in ("res5a_branch2a", "bn5a_branch2a"))
+
+
+@pytest.mark.once
 def test_liangheming_is_a_cosine_over_passes_with_an_average(file):
     recipe = recipes.load(file(files.LIANGHEMING), ["optim.lr", "0.0002"])
     config = recipe.config(images=117266, GPU_COUNT=1)
@@ -78,6 +95,9 @@ def test_liangheming_is_a_cosine_over_passes_with_an_average(file):
     assert (config.NUM_CLASSES, config.STEPS_PER_EPOCH, recipe.weights) == (81, 29317, "torchvision_resnet50_v1")
     assert recipe.config(images=117266).STEPS_PER_EPOCH == 7330
     assert any("IoU" in note for note in recipe.notes)
+    own = recipes.load("liangheming").config()
+    assert own.AUGMENTATION == config.AUGMENTATION
+    assert {"Noise": {"probability": 0.5}} in own.AUGMENTATION[0]["OneOf"]["augmentations"]
 
 
 @pytest.mark.once
