@@ -29,6 +29,8 @@ from kmrcnn.doctor.sources import coco_splits, load_config, load_dataset  # noqa
 
 def main(argv: Sequence[str]) -> int:
     """Examine, report, and return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files and classes may not fit the terminal's encoding
     sys.path.insert(0, os.getcwd())  # where --dataset and --config look for modules of one's own
     parser = build_parser()
     arguments = parser.parse_intermixed_args(argv)

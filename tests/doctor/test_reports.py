@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -134,6 +135,16 @@ def test_documentation_lists_every_check():
     text = (ROOT / "docs" / "dataset_doctor.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", text, re.M))
     assert rows == {check: meaning for check, (_, meaning) in CHECKS.items()}
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    clinic = Clinic(tmp_path / "\u6f22")
+    clinic.path("train", 1).unlink()
+    clinic.write()
+    command = [sys.executable, "tools/check_dataset.py", "--coco", str(clinic.folder), "--out", str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 1 and b"\\u6f22" in result.stdout, result.stderr
+    assert "\u6f22" in (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
 
 
 def test_no_backend_is_loaded():
