@@ -80,8 +80,13 @@ def find_runs(model_dir: str, name: str) -> list[str]:
 
 def weight_files(run: str) -> list[str]:
     """Paths of a run's weight files, oldest first."""
-    names = sorted(name for name in os.listdir(run) if name.startswith("mask_rcnn") and name.endswith(".h5"))
+    names = sorted(name for name in os.listdir(run) if re.fullmatch(r"mask_rcnn.*\d{4}\.h5", name))
     return [os.path.join(run, name) for name in names]
+
+
+def epoch_of(weights: str) -> int:
+    """The epoch that a run's weight file was written after."""
+    return int(re.search(r"(\d+)\.h5$", weights)[1])
 
 
 def last_weights(model_dir: str, name: str) -> str:

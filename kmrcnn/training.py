@@ -34,7 +34,7 @@ from kmrcnn.engine.step import build_eval_step, build_train_step
 from kmrcnn.engine.tuning import tuning_of
 from kmrcnn.importers.load import load_into, save_model
 from kmrcnn.report import write_report
-from kmrcnn.run_folder import RunFolder, find_runs, weight_files
+from kmrcnn.run_folder import RunFolder, epoch_of, find_runs, weight_files
 from kmrcnn.validation import Validation
 
 
@@ -86,9 +86,12 @@ class Trainer:
             history = keras.callbacks.History()
             history.on_train_begin()
             return history
-        self.folder.own()
         if self._replicas.is_main:
+            self.folder.own()
             self.folder.make()
+        # The others may have begun in another minute, and may see the folder of all runs in another place.
+        name = self._replicas.share(os.path.basename(self.folder.path))
+        self.folder.take(os.path.join(os.path.dirname(self.folder.path), name))
         if verbose:
             print(f"\nStarting at epoch {self.folder.epoch}. LR={learning_rate}\n"
                   f"Checkpoint Path: {self.folder.weights_path}")
@@ -185,7 +188,7 @@ class Trainer:
         run = self._run
         if not resume:
             run.resumption = None
-            return "new"
+            return "new" if epochs > self.folder.epoch else "done"
         if run.resumption is None and not run.going:
             self._attach(None if resume is True else os.fspath(resume))
         if run.resumption is None:
@@ -212,9 +215,9 @@ class Trainer:
             self._say(f"Resuming {path} at {describe(self._run.resumption.stages, checkpoint.notes)}")
             return
         files = weight_files(path)
-        if files and not folder.continues:
+        if files and not (folder.continues and os.path.abspath(path) == os.path.abspath(folder.path)):
             load_into(self._model, files[-1], preset=self._config.PRESET)
-            folder.follow(files[-1])
+            folder.epoch = epoch_of(files[-1])
         if files:
             warnings.warn(f"{path} has no checkpoint of the whole state: training goes on from weights alone, at "
                           f"epoch {folder.epoch}.", stacklevel=6)

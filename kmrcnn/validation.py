@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -88,8 +89,12 @@ class Validation:
         names = [self._coco.cats[category]["name"] for category in sorted(self._coco.cats)]
         content = {"epoch": epoch, "images": len(keys), "types": kinds,
                    "confusion": {"classes": names, "score": _SURE, "matrix": matrix.tolist()}}
-        with written_atomically(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+        try:
+            with written_atomically(self._path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                json.dump(content, file)
+        except OSError as error:  # a full disk, which ends no training
+            warnings.warn(f"{self._path} could not be written: {error.strerror or error}. Training goes on.",
+                          stacklevel=2)
         details = {f"{kind}_AP": {row.name: row.ap for row in results[kind].classes if row.instances}
                    for kind in self._kinds}
         self._show(details, self._pictures(results))

@@ -95,7 +95,9 @@ def stages(args: argparse.Namespace, config: Config) -> list[tuple[str, int, flo
     rate = args.lr or config.LEARNING_RATE
     if args.epochs or (args.model == "none" and not args.stages):
         return [(args.layers or "all", args.epochs or 160, rate)]
-    return args.stages or [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
+    if args.stages:
+        return [(layers, epochs, args.lr if own is None else own) for layers, epochs, own in args.stages]
+    return [("heads", 40, rate), ("4+", 120, rate), ("all", 160, rate / 10)]
 
 
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
@@ -141,7 +143,8 @@ def main() -> None:
                            help="train and evaluate on this many training images: those of lowest id with annotations")
     arguments.add_argument("--epochs", type=int, help="one stage of so many epochs, not the schedule of three stages")
     arguments.add_argument("--layers", help="with --epochs: heads, 3+, 4+, 5+, all or a pattern (default: all)")
-    arguments.add_argument("--lr", type=float, help="learning rate (default: LEARNING_RATE)")
+    arguments.add_argument("--lr", type=float, help="learning rate, but for a recipe's stages that have their own "
+                                                    "(default: LEARNING_RATE)")
     common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
 

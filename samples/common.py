@@ -163,6 +163,16 @@ def fill(args: argparse.Namespace, run: dict, **defaults) -> None:
             setattr(args, name, value)
 
 
+def until(stages: list[list], epochs: int | None) -> list[list]:
+    """Stages [layers, epoch to train up to, learning rate] with another last epoch; None: as they are."""
+    if epochs is None:
+        return stages
+    needed = 1 + sum(end < epochs for _, end, _ in stages[:-1])
+    found = [[layers, min(end, epochs), rate] for layers, end, rate in stages[:needed]]
+    found[-1][1] = epochs
+    return found
+
+
 def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | None) -> MaskRCNN:
     """A model with the weights that --model names."""
     if args.model == "imagenet":

@@ -62,9 +62,8 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """The recipe's stages, or Matterport's: heads first and then everything."""
     training, validation = load(args, "train"), load(args, "val")
     stages = args.stages or [["heads", 20, None], ["all", 40, None]]
-    stages[-1][1] = args.epochs or stages[-1][1]
-    run = {"dataset": args.dataset, "recipe": args.recipe, "stages": stages}
-    for layers, epochs, rate in stages:
+    run = {"dataset": args.dataset, "recipe": args.recipe, "stages": stages, "epochs": args.epochs}
+    for layers, epochs, rate in common.until(stages, args.epochs):
         common.train(model, training, validation, rate, epochs, layers, run, common.resumed(args, NucleusConfig.NAME))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from kmrcnn.data import Compose, HorizontalFlip, ShapesDataset
 from kmrcnn.engine.checkpoint import list_checkpoints, read_last
+from kmrcnn.engine.replicas import Replicas
 from kmrcnn.model import MaskRCNN
 from tests.tiny import TinyConfig
 
@@ -268,3 +270,57 @@ def test_killed_twice_and_resumed_the_weights_are_those_of_a_run_left_alone(tmp_
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stdout + result.stderr
     assert "equal in every bit" in result.stdout and "2 kills" in result.stdout
+
+
+@pytest.mark.once
+def test_a_new_learning_rate_is_scaled_as_the_first_one(tmp_path):
+    def rate(stop, learning_rate, **settings) -> float:
+        model = _model(tmp_path, REFERENCE_BATCH_SIZE=8, **settings)
+        with pytest.raises(Stop):
+            model.train(_shapes(), None, learning_rate, 2, "heads", custom_callbacks=[StopAt(stop)], verbose=0,
+                        resume=True)
+        return float(model.keras_model.optimizer.learning_rate)
+
+    assert rate(1, 8e-3) == pytest.approx(1e-3)
+    assert rate(1, 16e-3) == pytest.approx(2e-3)
+    assert rate(1, None, LEARNING_RATE=8e-4) == pytest.approx(1e-4)
+    with pytest.warns(UserWarning, match="LEARNING_RATE 0.0008 -> 0.0016"):
+        assert rate(1, None, LEARNING_RATE=16e-4) == pytest.approx(2e-4)
+
+
+@pytest.mark.once
+def test_other_processes_take_the_main_ones_folder(tmp_path):
+    class Other(Replicas):
+        """The second process, as far as it matters before the first step."""
+
+        rank, shard = 1, (0, 1)
+
+        def gather(self, value):
+            return None
+
+        def share(self, value):
+            return "tiny20260131T0930"
+
+    model = _model(tmp_path, STEPS_PER_EPOCH=1)
+    model._trainer._replicas = Other()
+    model.train(_shapes(), None, 1e-3, 1, "heads", verbose=0)
+    assert model.log_dir == str(tmp_path / "tiny20260131T0930") and not os.listdir(tmp_path)
+
+
+@pytest.mark.once
+def test_a_call_with_nothing_left_leaves_the_checkpoints_alone(tmp_path):
+    _script(tmp_path, stages=[("heads", 1)], STEPS_PER_EPOCH=1)
+    model = _model(tmp_path)
+    model.load_weights(model.find_last())
+    assert model.train(_shapes(), None, 1e-3, 1, "heads", verbose=0).history == {}
+    assert os.listdir(Path(model.log_dir) / "state") == ["0001-000000"]
+
+
+@pytest.mark.once
+def test_weights_alone_of_a_run_elsewhere_have_their_epoch(tmp_path):
+    run = _script(tmp_path / "first", stages=[("heads", 1)], STEPS_PER_EPOCH=1).log_dir
+    shutil.rmtree(Path(run) / "state")
+    model = _model(tmp_path / "second", STEPS_PER_EPOCH=1)
+    with pytest.warns(UserWarning, match="goes on from weights alone, at epoch 1"):
+        history = model.train(_shapes(), None, 1e-3, 2, "heads", verbose=0, resume=run)
+    assert history.epoch == [1] and model.log_dir == run

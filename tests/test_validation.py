@@ -130,3 +130,16 @@ def test_settings_that_ask_for_what_is_not_measured(settings, words):
     config.update(settings)
     with pytest.raises(ValueError, match=words):
         config.validate()
+
+
+@pytest.mark.once
+def test_an_evaluation_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device", path)
+
+    monkeypatch.setattr("kmrcnn.validation.written_atomically", full)
+    config = _Config()
+    config.update({"EVALUATE_EPOCHS": 1, "LOG_IMAGES": 0, "LOG_REPORT": False, "STEPS_PER_EPOCH": 1})
+    with pytest.warns(UserWarning, match="evaluation.json could not be written: No space left.*Training goes on"):
+        history = MaskRCNN("training", config, tmp_path).train(_shapes(2), _shapes(2), None, 1, "all", verbose=0)
+    assert "val_segm_AP" in history.history

@@ -47,7 +47,8 @@ class EarlyStop(keras.callbacks.Callback):
             print(f"{self._name} was not better than {self._best:.4g} for {self._waited} epochs: training ends.")
 
     def get_state(self) -> dict[str, Any]:
-        return {"best": self._best, "waited": self._waited}
+        return {"name": self._name, "best": self._best, "waited": self._waited}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self._best, self._waited = state["best"], state["waited"]
+        if state.get("name", self._name) == self._name:  # the best of another value says nothing
+            self._best, self._waited = state["best"], state["waited"]

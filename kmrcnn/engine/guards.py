@@ -54,10 +54,11 @@ class Guard:
             step: its number, counted from 0 over the whole run.
             scalars: losses, and "skipped" and "gradient_norm" of a guarded step.
             image_ids: of its batch.
-            updated: whether it ended with an update; others have no gradient norm of their own.
+            updated: whether it ended with an update. Others have no verdict of their own: what they report beside
+                their losses says nothing.
 
         Returns:
-            The losses, the gradient norm, and "skipped", whose mean is the share of such steps; of a step that was
+            The losses, the gradient norm, and "skipped", whose mean is the share of such updates; of a step that was
             skipped only the last.
 
         Raises:
@@ -65,25 +66,33 @@ class Guard:
         """
         losses = {name: value for name, value in scalars.items() if name not in ("skipped", "gradient_norm")}
         reports = {name: scalars[name] for name in ("gradient_norm", "skipped") if name in scalars}
+        if not updated:
+            if reports and not all(map(math.isfinite, losses.values())):
+                self._log("is not finite, so the update it is part of will be skipped", step, losses, image_ids)
+                return {}
+            self._look_for_positives(step, losses)
+            return losses
         if reports.get("skipped"):
             self._count(step, losses, reports.pop("gradient_norm", None), image_ids)
             return reports
         self._row = 0
         self._look_for_positives(step, losses)
-        if not updated:
-            reports.pop("gradient_norm", None)
         return losses | reports
 
     def _count(self, step: int, losses: Mapping[str, float], norm: float | None, image_ids: Sequence[int]) -> None:
         self.skipped += 1
         self._row += 1
-        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        parts += "" if norm is None else f", gradient_norm {norm:.4g}"
-        logger.warning("Step %d is skipped, its loss or gradients are not finite: %s. Image ids (places in "
-                       "dataset.image_info): %s", step, parts, ", ".join(map(str, image_ids)) or "unknown")
+        values = losses if norm is None else {**losses, "gradient_norm": norm}
+        self._log("is skipped, its loss or gradients are not finite", step, values, image_ids)
         if self._row >= self._limit:
             raise TrainingDiverged(f"The last {self._row} steps, up to number {step}, were not finite and changed "
                                    f"nothing (MAX_SKIPPED_STEPS). The last checkpoint is good. {_ADVICE}")
+
+    @staticmethod
+    def _log(what: str, step: int, values: Mapping[str, float], image_ids: Sequence[int]) -> None:
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        logger.warning("Step %d %s: %s. Image ids (places in dataset.image_info): %s", step, what, parts,
+                       ", ".join(map(str, image_ids)) or "unknown")
 
     def _look_for_positives(self, step: int, losses: Mapping[str, float]) -> None:
         for kind, (names, advice) in _NO_POSITIVES.items():

@@ -47,11 +47,12 @@ class Keeper:
         """Go on behind checkpoint `last`, which a run is resumed from; None for a new run.
 
         Args:
-            best: as `best` was when it was written.
+            best: as `best` was when it was written; forgotten if it is of another value than the one looked for now.
         """
         tidy(self.folder, last)
         self._last = os.path.basename(last) if last else None
-        self.best = dict(best) if best else None
+        other = best and self._best_name and best["of"] != self._best_name
+        self.best = dict(best) if best and not other else None
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint inside an epoch."""

@@ -106,6 +106,7 @@ class _Run:
 
     `_intact`: whether model, optimizer and callbacks stand at the place that `_place` says, so that they can be saved.
     `_lost`: whether the last epoch's loss was not finite.
+    `_due`: whether a checkpoint is due, in the view of all processes.
     """
 
     signals: StopSignals
@@ -119,7 +120,7 @@ class _Run:
         self._average = getattr(train_step, "average", None)
         self._measure = measure
         self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
-        self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
+        self._place, self._intact, self._lost, self._due, self._since_vote = (0, 0), False, False, False, 0
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
         """Train from a place on."""
@@ -240,10 +241,10 @@ class _Run:
         """
         if self._replicas:
             self._replicas.beat()
-        whole = self._train_step.accumulated == 0  # what can wait is not saved inside a round of accumulated batches
-        wishes = [self.signals.received is not None, due and whole, self._model.stop_training]
-        leave, due, stop = self._agreed(wishes, vote)
-        if leave or due:
+        leave, due, stop = self._agreed([self.signals.received is not None, due, self._model.stop_training], vote)
+        self._due |= due
+        # What can wait is not saved inside a round of accumulated batches, which votes may always fall into.
+        if leave or (self._due and self._train_step.accumulated == 0):
             self._save()
         if leave:
             self.signals.leave()
@@ -261,6 +262,7 @@ class _Run:
 
     def _save(self, **about) -> None:
         """Write the state, unless the weights are lost to NaN."""
+        self._due = False
         if self._state is None:
             return
         if not self._lost and math.isfinite(self._meter.read().get("loss", 0.0)):

@@ -45,7 +45,7 @@ def learning_rate_of(config: Config, rate: float, span: tuple[int, int] | None =
     done, end = span or updates_between(config, 0, 1)
     unit = config.STEPS_PER_EPOCH / config.GRADIENT_ACCUMULATION if config.LR_UNIT == "epoch" else 1
     return Schedule(recipe.rate, config.LR_SCHEDULE, steps=[step * unit for step in recipe.steps],
-                    gamma=config.LR_GAMMA, total=recipe.total * unit if recipe.total else end,
+                    gamma=config.LR_GAMMA, total=recipe.total * unit if recipe.total else max(end, 1),
                     min_factor=config.LR_MIN_FACTOR,
                     warmup_steps=recipe.warmup * unit, warmup_factor=config.WARMUP_FACTOR,
                     warmup_method=config.WARMUP_METHOD, first_step=done)

@@ -76,6 +76,19 @@ def changed_settings(checkpoint: Checkpoint, config: str) -> dict[str, tuple[Any
     return pairs if sizes[0] == sizes[1] else {**pairs, "BATCH_SIZE": tuple(sizes)}
 
 
+def rate_changes(checkpoint: Checkpoint, config: str, stage: Stage) -> bool:
+    """Whether other settings than in the checkpoint give a stage another learning rate.
+
+    Args:
+        config: the text of the Config now.
+    """
+    changes = changed_settings(checkpoint, config)
+    scaled = (yaml.safe_load(config) or {}).get("REFERENCE_BATCH_SIZE") or "REFERENCE_BATCH_SIZE" in changes
+    names = ({"LEARNING_RATE"} if stage.learning_rate is None else set()) | (
+        {"REFERENCE_BATCH_SIZE", "BATCH_SIZE", "GRADIENT_ACCUMULATION"} if scaled else set())
+    return bool(names & set(changes))
+
+
 def warn_of_changes(checkpoint: Checkpoint, config: str, backend: str) -> None:
     """One warning if the resumed run cannot be what it would have been without the stop.
 

@@ -11,7 +11,7 @@ import keras
 
 from kmrcnn.engine.checkpoint import Checkpoint, read_last
 from kmrcnn.engine.keeper import Keeper
-from kmrcnn.engine.resume import Resumption, warn_of_changes
+from kmrcnn.engine.resume import Resumption, rate_changes, warn_of_changes
 from kmrcnn.engine.run_state import RunState, Stage, restore_model
 
 STATE_FOLDER = "state"  # inside a run's log folder
@@ -63,17 +63,17 @@ class Run:
             OSError: checkpoints cannot be written to the folder.
         """
         before, checkpoint = self._before()
-        rate = None
+        new_rate = False
         if go_on:
             stopped = before.pop()
-            rate = None if stage.learning_rate == stopped.learning_rate else stage.learning_rate
+            new_rate = stage.learning_rate != stopped.learning_rate or rate_changes(checkpoint, config, stage)
             stage = replace(stage, first_epoch=stopped.first_epoch)
         if writes and not (self.going and self._keeper):
             self._keeper = Keeper(os.path.join(folder, STATE_FOLDER), config, **keeping)
             self._keeper.begin(checkpoint and checkpoint.path, checkpoint and checkpoint.notes["best"])
         self._stages = [*before, stage]
         self.resumption, self.going = None, False
-        return RunState(self._keeper, self._stages, checkpoint if go_on else None, rate)
+        return RunState(self._keeper, self._stages, checkpoint if go_on else None, new_rate)
 
     def _before(self) -> tuple[list[Stage], Checkpoint | None]:
         """The stages so far, and the checkpoint that is resumed from."""

@@ -48,12 +48,13 @@ class RunState:
         keeper: of the checkpoints; None in processes that write nothing.
         stages: those of the run; the last one is running.
         resumed: the checkpoint to go on from; None to start the stage.
-        learning_rate: a new one for the rest of the resumed stage; None keeps the checkpoint's.
+        new_rate: whether the rest of the resumed stage has the learning rate that its optimizer was made with, instead
+            of the checkpoint's.
     """
 
     def __init__(self, keeper: Keeper | None, stages: Sequence[Stage], resumed: Checkpoint | None = None,
-                 learning_rate: float | None = None):
-        self.keeper, self.stages, self.resumed, self._learning_rate = keeper, list(stages), resumed, learning_rate
+                 new_rate: bool = False):
+        self.keeper, self.stages, self.resumed, self._new_rate = keeper, list(stages), resumed, new_rate
 
     @property
     def place(self) -> tuple[int, int]:
@@ -72,9 +73,12 @@ class RunState:
             return
         arrays, notes = dict(self.resumed.arrays), self.resumed.notes
         restore_model(model, self.resumed)
+        rate = None
+        if self._new_rate and not callable(_inner(optimizer)._learning_rate):  # schedules are none of its variables
+            rate = float(optimizer.learning_rate)
         restore_optimizer(optimizer, self.resumed)
-        if self._learning_rate is not None and not callable(_inner(optimizer)._learning_rate):  # schedules have it
-            optimizer.learning_rate = self._learning_rate
+        if rate is not None:
+            optimizer.learning_rate = rate
         own = _under("step/", arrays)
         if own:
             train_step.restore(own)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from keras import ops
 
 SCHEDULES = ("constant", "step", "multistep", "cosine", "exponential")
 WARMUPS = ("linear", "constant")
+_MOST_ACCUMULATED = 1000  # batches of an update
 
 
 @keras.saving.register_keras_serializable("kmrcnn")
@@ -81,7 +83,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return 1.0
 
     def _step(self, step: Any) -> Any:
-        return ops.exp(ops.cast(step // round(self.steps[0]), "float32") * math.log(self.gamma))
+        # In whole numbers: an epoch need not have a whole number of updates.
+        length = Fraction(self.steps[0]).limit_denominator(_MOST_ACCUMULATED)
+        return ops.exp(ops.cast(step * length.denominator // length.numerator, "float32") * math.log(self.gamma))
 
     def _multistep(self, step: Any) -> Any:
         gammas = self.gamma

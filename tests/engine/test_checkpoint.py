@@ -157,6 +157,14 @@ def test_the_newest_are_kept_and_the_best(tmp_path):
     assert _names(tmp_path) == ["0002-000000", "0006-000000"]
 
 
+def test_the_best_of_another_value_is_forgotten(tmp_path):
+    _save(keeper := _keeper(tmp_path, best="val_loss"), 1, val_loss=0.9)
+    resumed = Keeper(tmp_path, "", best="val_ap")
+    resumed.begin("0001-000000", keeper.best)
+    _save(resumed, 2, val_ap=0.3)
+    assert resumed.best == {"name": "0002-000000", "value": 0.3, "of": "val_ap"}
+
+
 def test_higher_is_better_for_other_values(tmp_path):
     keeper = _keeper(tmp_path, keep=1, best="val_ap")
     for epoch, value in enumerate((0.1, 0.5, 0.4), 1):

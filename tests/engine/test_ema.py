@@ -203,7 +203,7 @@ class Training:
     def run(self, batches=None, callbacks=()):
         checkpoint = read_last(self.folder / "state")
         self.keeper.begin(checkpoint and checkpoint.path, checkpoint and checkpoint.notes["best"])
-        state = RunState(self.keeper, [Stage("all", EPOCHS)], checkpoint, learning_rate=0.02)
+        state = RunState(self.keeper, [Stage("all", EPOCHS)], checkpoint, new_rate=True)
         step = build_train_step(self.model, self.optimizer, {}, 0.0, tuning=TUNING)
         return fit(self.model, step, batches or Batches(), optimizer=self.optimizer, epochs=EPOCHS, verbose=0,
                    steps_per_epoch=STEPS, state=state, callbacks=callbacks, val_batches=Batches(), validation_steps=1,

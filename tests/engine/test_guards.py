@@ -44,8 +44,19 @@ def test_the_search_for_a_loss_scale_is_no_fault():
         guard.check(16, BAD)
 
 
-def test_only_updates_have_a_gradient_norm():
-    assert "gradient_norm" not in Guard().check(0, GOOD, updated=False)
+def test_only_updates_have_a_verdict():
+    assert not {"gradient_norm", "skipped"} & set(Guard().check(0, GOOD, updated=False))
+
+
+def test_rounds_of_accumulated_batches_that_are_never_finite_end_training(caplog):
+    guard, waiting = Guard(limit=3), {**BAD, "skipped": 0.0, "gradient_norm": 0.0}
+    for step in range(5):
+        with caplog.at_level(logging.WARNING, logger="kmrcnn.engine"):
+            means = guard.check(step, BAD if step % 2 else waiting, [step], updated=bool(step % 2))
+        assert "loss" not in means  # NaN would make the mean of the epoch NaN
+    assert "Step 4 is not finite, so the update it is part of will be skipped" in caplog.text
+    with pytest.raises(TrainingDiverged):
+        guard.check(5, BAD)
 
 
 @pytest.mark.parametrize(("zero", "words"), [

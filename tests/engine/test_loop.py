@@ -11,7 +11,9 @@ import pytest
 
 from kmrcnn.engine.best import EarlyStop
 from kmrcnn.engine.callbacks import CSVLog
+from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loop import DeviceLogs, fit
+from kmrcnn.engine.replicas import Replicas
 from kmrcnn.engine.step import build_eval_step, build_train_step
 from tests.engine.fakes import Batches, build_model
 
@@ -203,3 +205,49 @@ def test_early_stop_goes_on_where_it_was():
     model.stop_training = False
     second.on_epoch_end(3, {"val_loss": float("nan")})
     assert model.stop_training
+
+
+@pytest.mark.once
+def test_early_stop_forgets_the_best_of_another_value():
+    first, second = EarlyStop("val_loss", 1), EarlyStop("val_segm_AP", 1)
+    first.on_epoch_end(0, {"val_loss": 1.0})
+    second.set_state(first.get_state())
+    second.set_model(model := build_model())
+    model.stop_training = False
+    second.on_epoch_end(1, {"val_segm_AP": 0.3})
+    assert not model.stop_training
+
+
+class _Two(Replicas):
+    """The first of two processes that always wish the same."""
+
+    count = 2
+
+
+class _Due:
+    """A state for which a checkpoint is always due."""
+
+    place = (0, 0)
+
+    def __init__(self):
+        self.saved = []
+
+    def restore(self, *_):
+        pass
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, epoch, step, *_, **about):
+        self.saved.append((epoch, step))
+
+
+@pytest.mark.once
+def test_processes_also_save_where_votes_fall_into_rounds_of_accumulated_batches():
+    """The second epoch begins inside a round, as do all its votes."""
+    model, optimizer, state = build_model(), keras.optimizers.SGD(0.05), _Due()
+    step = build_train_step(model, optimizer, {}, 0.0, execution=Execution(accumulation=2))
+    model.compile(optimizer=optimizer)
+    fit(model, step, Batches(), optimizer=optimizer, epochs=2, steps_per_epoch=11, verbose=0, state=state,
+        replicas=_Two())
+    assert state.saved == [(0, 8), (1, 0), (1, 9), (2, 0)]

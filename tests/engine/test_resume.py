@@ -52,11 +52,11 @@ class Training:
         self.optimizer = (make_optimizer or (lambda: keras.optimizers.SGD(0.01, momentum=0.5)))()
         self.keeper = Keeper(folder / "state", "NAME: a\n", **keeping)
 
-    def run(self, batches=None, callbacks=(), accumulation=1, epochs=EPOCHS, learning_rate=None, guard=None):
+    def run(self, batches=None, callbacks=(), accumulation=1, epochs=EPOCHS, new_rate=False, guard=None):
         self.model.compile(optimizer=self.optimizer)
         checkpoint = read_last(self.folder / "state")
         self.keeper.begin(checkpoint and checkpoint.path, checkpoint and checkpoint.notes["best"])
-        state = RunState(self.keeper, [Stage("all", epochs)], checkpoint, learning_rate)
+        state = RunState(self.keeper, [Stage("all", epochs)], checkpoint, new_rate)
         step = self.wrap(build_train_step(self.model, self.optimizer, {}, 0.0,
                                           execution=Execution(accumulation=accumulation)))
         return fit(self.model, step, batches or Batches(), optimizer=self.optimizer, epochs=epochs,
@@ -224,8 +224,8 @@ def test_another_network_or_optimizer_is_refused_in_words(tmp_path):
 @pytest.mark.once
 def test_a_new_learning_rate_on_resume_counts(tmp_path):
     Training(tmp_path).run(epochs=1)
-    training = Training(tmp_path)
-    training.run(learning_rate=0.5)
+    training = Training(tmp_path, lambda: keras.optimizers.SGD(0.5, momentum=0.5))
+    training.run(new_rate=True)
     assert float(training.optimizer.learning_rate) == 0.5
 
 

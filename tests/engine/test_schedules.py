@@ -92,6 +92,21 @@ def test_lengths_in_epochs_are_updates_of_accumulated_batches():
     assert updates_between(config, 2, 5) == (50, 125)
 
 
+def test_drops_stay_at_epochs_that_have_no_whole_number_of_updates():
+    config = _config(LEARNING_RATE=1.0, LR_SCHEDULE="step", LR_STEPS=(1,), LR_UNIT="epoch", STEPS_PER_EPOCH=15,
+                     GRADIENT_ACCUMULATION=2)
+    schedule = default_optimizer(config)._learning_rate
+    np.testing.assert_allclose(_rates(schedule, (7, 8, 14, 15, 29, 30)), [1, 0.1, 0.1, 0.01, 1e-3, 1e-4], rtol=1e-5)
+    config.STEPS_PER_EPOCH = 1
+    schedule = default_optimizer(config)._learning_rate
+    np.testing.assert_allclose(_rates(schedule, (0, 1)), [1, 0.01], rtol=1e-5)
+
+
+def test_an_epoch_may_be_shorter_than_an_update():
+    config = _config(LEARNING_RATE=1.0, LR_SCHEDULE="cosine", STEPS_PER_EPOCH=1, GRADIENT_ACCUMULATION=2)
+    assert _rate(default_optimizer(config)._learning_rate, 0) == 1
+
+
 def test_a_stage_goes_on_where_the_last_ended_and_cosine_ends_with_it():
     config, model = _config(LEARNING_RATE=1.0, LR_SCHEDULE="cosine", STEPS_PER_EPOCH=10), build_model()
     whole = ready_optimizer(None, model, config, None, updates_between(config, 0, 8))._learning_rate

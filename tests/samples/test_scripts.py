@@ -85,6 +85,29 @@ def test_coco_class_names(samples):
     assert coco.CLASS_NAMES[80] == "toothbrush" and all(name == name.strip() for name in coco.CLASS_NAMES)
 
 
+def test_coco_learning_rate_of_a_recipe(samples):
+    import argparse
+
+    import coco
+
+    args = argparse.Namespace(lr=0.5, epochs=None, model="none", stages=[["heads", 2, None], ["all", 4, 0.1]])
+    assert coco.stages(args, coco.CocoConfig()) == [("heads", 2, 0.5), ("all", 4, 0.1)]
+    args.lr = None
+    assert coco.stages(args, coco.CocoConfig())[0] == ("heads", 2, None)
+
+
+def test_nucleus_stages_end_with_the_last_epoch(samples):
+    import common
+
+    stages = [["heads", 20, None], ["all", 40, 0.1]]
+    assert common.until(stages, None) == stages
+    assert common.until(stages, 5) == [["heads", 5, None]]
+    assert common.until(stages, 20) == [["heads", 20, None]]
+    assert common.until(stages, 30) == [["heads", 20, None], ["all", 30, 0.1]]
+    assert common.until(stages, 60) == [["heads", 20, None], ["all", 60, 0.1]]
+    assert stages == [["heads", 20, None], ["all", 40, 0.1]]
+
+
 def test_nucleus_train_evaluate_detect(run, tmp_path, capsys, monkeypatch):
     for subset in ("train", "val"):
         write_coco(tmp_path / "data", subset, f"instances_{subset}.json", [{"id": 1, "name": "nucleus"}], 3)
