@@ -74,7 +74,7 @@ def test_coco_stages(samples):
 
     assert coco.stages(Args, coco.CocoConfig()) == [("heads", 40, 1e-3), ("4+", 120, 1e-3), ("all", 160, 1e-4)]
     Args.stages = [["3+", 36, None]]
-    assert coco.stages(Args, coco.CocoConfig()) == Args.stages
+    assert coco.stages(Args, coco.CocoConfig()) == [("3+", 36, None)]
 
 
 def test_coco_class_names(samples):
