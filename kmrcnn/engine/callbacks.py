@@ -24,7 +24,7 @@ class CSVLog(keras.callbacks.Callback):
     """Append one row an epoch (epoch counted from 1, then every logged scalar) to a CSV file.
 
     Scalars that first appear in a later epoch get a column then, which is empty above. Rows of epochs that are trained
-    again are dropped, and so is one that was cut off. A file that cannot be written gives one warning.
+    again are dropped, and so is one that was cut off or damaged. A file that cannot be written gives one warning.
     """
 
     main_only = True
@@ -49,10 +49,10 @@ class CSVLog(keras.callbacks.Callback):
         """Keep the rows of so many epochs."""
         if not os.path.exists(self._filepath):
             return
-        with open(self._filepath, newline="") as file:
+        with open(self._filepath, newline="", errors="replace") as file:
             lines = file.readlines()
         kept = [line for index, line in enumerate(lines) if line.endswith("\n")
-                and (index == 0 or int(line.split(",")[0]) <= epochs)]
+                and (index == 0 or _is_of(line, epochs))]
         if kept != lines:
             with written_atomically(self._filepath) as temporary, open(temporary, "w", newline="") as file:
                 file.writelines(kept)
@@ -93,3 +93,9 @@ class CSVLog(keras.callbacks.Callback):
             return []
         with open(self._filepath, newline="") as file:
             return next(csv.reader(file), [])
+
+
+def _is_of(line: str, epochs: int) -> bool:
+    """Whether a row is that of one of the first epochs."""
+    number = line.split(",")[0]
+    return number.isdecimal() and int(number) <= epochs

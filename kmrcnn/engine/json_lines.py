@@ -22,12 +22,12 @@ class JSONLines:
         self.path = os.fspath(path)
 
     def begin(self, place: Place) -> None:
-        """Keep what was written up to a place. Raises: OSError."""
+        """Keep what was written up to a place, but for lines that are damaged. Raises: OSError."""
         if not os.path.exists(self.path):
             return
-        with open(self.path, encoding="utf-8") as file:
+        with open(self.path, encoding="utf-8", errors="replace") as file:
             lines = file.readlines()
-        kept = [line for line in lines if line.endswith("\n") and _is_before(json.loads(line), place)]
+        kept = [line for line in lines if _is_before(_record(line), place)]
         if kept != lines:
             with written_atomically(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
                 file.writelines(kept)
@@ -56,14 +56,25 @@ class JSONLines:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, without a last line that was cut off. [] without a file."""
+    """The objects of a file of JSON lines, without lines that are cut off or damaged. [] without a file."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.endswith("\n")]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [record for record in map(_record, file) if record is not None]
 
 
-def _is_before(record: Mapping[str, Any], place: Place) -> bool:
+def _record(line: str) -> dict[str, Any] | None:
+    """The object of a whole line; None of one that a crash has cut off or damaged."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step", "epoch"} <= record.keys() else None
+
+
+def _is_before(record: Mapping[str, Any] | None, place: Place) -> bool:
+    if record is None:
+        return False
     return record["epoch"] <= place.epochs if record["kind"] == "epoch" else record["step"] <= place.step
 
 

@@ -172,6 +172,15 @@ def test_csv_log_continues_after_a_resume(tmp_path):
     assert float(rows[2]["loss"]) > 0
 
 
+def test_csv_log_drops_a_damaged_row(tmp_path):
+    path = tmp_path / "log.csv"
+    _fit(build_model(), epochs=1, callbacks=[CSVLog(path)])
+    with path.open("ab") as file:
+        file.write(b"\0\0\xff\n")
+    _fit(build_model(), epochs=2, initial_epoch=1, callbacks=[CSVLog(path)])
+    assert [row["epoch"] for row in csv.DictReader(path.open())] == ["1", "2"]
+
+
 def test_progress_line_names_epoch_and_losses(capsys):
     _fit(build_model(), epochs=1, verbose=1)
     assert "Epoch 1/1" in (line := capsys.readouterr().out) and "second_loss" in line

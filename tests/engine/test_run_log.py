@@ -182,6 +182,18 @@ def test_json_lines_are_json_also_where_a_value_is_not_finite(tmp_path):
 
 
 @pytest.mark.once
+def test_damaged_lines_are_dropped_when_a_run_goes_on(tmp_path):
+    log = JSONLines(tmp_path / "metrics.jsonl")
+    log.step(1, 1, {"loss": 2.0})
+    with open(log.path, "ab") as file:
+        file.write(b"\0\0\xff{\n[3]\n")
+    log.step(2, 1, {"loss": 1.0})
+    assert [record["step"] for record in read_json_lines(log.path)] == [1, 2]
+    log.begin(Place(1, 0, 0))
+    assert [json.loads(line)["step"] for line in open(log.path)] == [1]
+
+
+@pytest.mark.once
 def test_a_log_that_cannot_be_written_ends_alone(tmp_path):
     (tmp_path / "a").mkdir()
     log = RunLog([JSONLines(tmp_path / "a"), good := _Lines()], every=1)
