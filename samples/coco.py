@@ -104,7 +104,7 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Train on train + valminusminival (2014) or train (2017), or on a few images."""
     training, _ = load(args, *subsets(args)[:-1])
     validation, _ = load(args, subsets(args)[-1])
-    names = ("dataset", "year", "images", "epochs", "lr", "layers", "recipe", "stages")
+    names = ("dataset", "year", "images", "epochs", "lr", "layers", "recipe", "stages", "inference")
     run = {name: getattr(args, name) for name in names}
     if args.one_pass:
         model.config.STEPS_PER_EPOCH = -(-len(training.image_ids) // model.config.BATCH_SIZE)
@@ -154,13 +154,14 @@ def main() -> None:
     common.fill(args, run, year="2014")
     args.one_pass = recipe is not None and recipe.one_pass
     if recipe:
-        config = recipe.config(args.command == "evaluate", NAME=CocoConfig.NAME, NUM_CLASSES=CocoConfig.NUM_CLASSES)
+        config = recipe.config(NAME=CocoConfig.NAME, NUM_CLASSES=CocoConfig.NUM_CLASSES)
     if args.images:
         config.AUGMENTATION = None
     if not args.dataset:
         arguments.error("--dataset is needed: --model names no run that remembers one")
     if args.command == "evaluate":
-        config.update({"GPU_COUNT": 1, "IMAGES_PER_GPU": 1, "DETECTION_MIN_CONFIDENCE": 0})
+        alone = {"GPU_COUNT": 1, "IMAGES_PER_GPU": 1, "DETECTION_MIN_CONFIDENCE": 0}
+        config.update({**(args.inference or {}), **alone})
     common.configure(config, args)
     if args.download:  # once, as long as there is one process
         load(args, *subsets(args))

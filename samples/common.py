@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from kmrcnn import Config, Dataset, MaskRCNN, recipes
+from kmrcnn.config_values import plain
 from kmrcnn.data.download import DownloadError
 from kmrcnn.engine import launch
 from kmrcnn.engine.checkpoint import list_checkpoints
@@ -56,9 +57,9 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
     The recipe's batch is spread over the devices, by default one; with IMAGES_PER_GPU=N each has so many, and where the
     recipe knows its REFERENCE_BATCH_SIZE learning rate and lengths are scaled with the batch.
 
-    Sets `args.stages` to the recipe's, else None, and --model to where the recipe starts unless it was given.
+    Sets `args.stages` and `args.inference` to the recipe's, else None, and --model to where it starts unless given.
     """
-    args.stages = None
+    args.stages = args.inference = None
     if args.recipe is None:
         if args.model is None:
             raise SystemExit("--model is needed, or a --recipe that says where to start")
@@ -70,6 +71,7 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
     given = any(item.startswith("IMAGES_PER_GPU") for item in args.overrides)
     args.model, args.overrides = args.model or recipe.weights or "none", []
     args.stages = [list(dataclasses.astuple(stage)) for stage in recipe.stages]
+    args.inference = {key: plain(key, value) for key, value in recipe.inference.items()}
     print(recipe.describe())
     try:
         return recipe.changed({"GPU_COUNT": args.devices or 1}) if given else recipe.on_devices(args.devices or 1)
