@@ -53,7 +53,7 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
 
     config = TinyConfig()
     config.update({"NAME": NAME, "STEPS_PER_EPOCH": steps, "LOADER_WORKERS": 2, "GRADIENT_ACCUMULATION": 2,
-                   "CHECKPOINT_MINUTES": 0.02, "GPU_COUNT": devices, "IMAGES_PER_GPU": 2 // devices,
+                   "CHECKPOINT_MINUTES": 0.01, "GPU_COUNT": devices, "IMAGES_PER_GPU": 2 // devices,
                    "TRAIN_BN": None, "APPEND_GT_TO_ROIS": True})
     dataset = ShapesDataset()
     dataset.load_shapes(24, 64, 64)
@@ -112,6 +112,14 @@ def place(folder: Path) -> tuple[str, list[str]]:
     return good, bad
 
 
+def inside_epoch(folder: Path) -> bool:
+    """Whether the newest checkpoint is inside an epoch."""
+    from kmrcnn.engine.checkpoint import list_checkpoints
+
+    newest = [path for run in (folder / "logs").glob(f"{NAME}2*") for path in list_checkpoints(run / "state")[:1]]
+    return any(os.path.basename(path).split("-")[-1].strip("0") for path in newest)
+
+
 def wait(process: subprocess.Popen, seconds: float, until=lambda: False) -> bool:
     """Wait for a time or an event. Returns whether the child still runs."""
     end = time.monotonic() + seconds
@@ -140,6 +148,8 @@ def kill_again_and_again(folder: Path, args: argparse.Namespace, aims: list[str]
             alive = wait(process, draw.uniform(0, ready + longest))
         else:
             alive = wait(process, 120, (folder / BEGUN).exists) and wait(process, draw.uniform(0, longest))
+        if alive and aim == "epoch":
+            alive = wait(process, 60, lambda: inside_epoch(folder)) and wait(process, draw.uniform(0, 0.1))
         if alive and aim == "write":
             alive = wait(process, 60, (folder / WRITING).exists) and wait(process, draw.uniform(0, 0.1))
         if not alive:
