@@ -37,7 +37,7 @@ def make_logs(folder: str | os.PathLike, config: Config, verbose: int = 0) -> Lo
         writers.append(EventFile(folder))
     except ImportError:
         warnings.warn("tensorboard is not installed: no TensorBoard logs are written (pip install tensorboard).",
-                      stacklevel=3)
+                      stacklevel=5)
     run = RunLog(writers, every=config.LOG_STEPS, images=config.BATCH_SIZE, accumulation=config.GRADIENT_ACCUMULATION,
                  verbose=verbose)
     callbacks = [CSVLog(os.path.join(folder, EPOCHS_FILE)), run]

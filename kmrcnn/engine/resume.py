@@ -104,7 +104,7 @@ def warn_of_changes(checkpoint: Checkpoint, config: str, backend: str) -> None:
         changes["KERAS_BACKEND"] = (checkpoint.notes["backend"], backend)
     if changes:
         listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in sorted(changes.items()))
-        warnings.warn(f"The run goes on with other settings than before, so not exactly: {listed}.", stacklevel=4)
+        warnings.warn(f"The run goes on with other settings than before, so not exactly: {listed}.", stacklevel=8)
 
 
 def describe(stages: Sequence[Stage], notes: dict[str, Any]) -> str:
