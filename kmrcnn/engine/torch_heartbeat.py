@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -20,6 +21,9 @@ class Heartbeat:
     In the second case it names that one and exits with code 1, which no exception could bring about: its main thread is
     inside a sum that never ends. Between `rest` and the next `beat` nobody looks.
 
+    The thread ends before the interpreter does: one that came back from the store into a closing interpreter would be
+    unwound through torch's C++ code, which aborts the process.
+
     Args:
         store: shared by all processes.
         timeout: seconds.
@@ -29,6 +33,7 @@ class Heartbeat:
         self._store, self._rank, self._count, self._timeout = store, rank, count, timeout
         self._beats, self._since, self._on = 0, time.monotonic(), False
         self._thread: threading.Thread | None = None
+        self._ends = threading.Event()
 
     def beat(self) -> None:
         """Note progress."""
@@ -37,22 +42,27 @@ class Heartbeat:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kmrcnn-heartbeat", daemon=True)
             self._thread.start()
+            atexit.register(self._stop)
 
     def rest(self) -> None:
         """Stop looking."""
         self._on = False
 
+    def _stop(self) -> None:
+        self._ends.set()
+        self._thread.join()
+
     def _run(self) -> None:
         published = -1
         pause = min(self._timeout / 8, 5.0)
-        while True:
+        while not self._ends.is_set():
             if published != self._beats:
                 published = self._beats
                 with contextlib.suppress(RuntimeError):
                     self._store.set(f"beat/{self._rank}", str(published))
             if self._on and time.monotonic() - self._since > self._timeout:
                 self._judge()
-            time.sleep(pause)
+            self._ends.wait(pause)
 
     def _judge(self) -> None:
         """End the process if it waits for others that are behind, or if nobody has moved for longer still."""
