@@ -1,12 +1,13 @@
 """Kill a training run again and again, resume it, and compare its weights with those of a run that was left alone.
 
-    python tools/kill_test.py                      # 20 kills, a few minutes on one CPU core
+    python tools/kill_test.py                      # 20 kills, about a quarter of an hour on one CPU core
     python tools/kill_test.py --kills=2 --devices=2
 
 The run: a small network on generated shapes with augmentation, two loader workers, momentum, accumulated gradients and
-two stages (heads, then all). Kills are SIGKILL at times drawn uniformly over what is left of the run's wall time; some
-wait for the middle of an epoch or for a checkpoint that is being written. Exit status 0: all weights are equal in every
-bit, and every checkpoint that was there after a kill could be read or was recognised as half-written.
+two stages (heads, then all). Kills are SIGKILL at times drawn uniformly over the wall time that the run takes with all
+its starts, so they hit starts, steps and writes as these take their share. Checkpoints are written every 0.6 seconds,
+to a disk that is made slow, so that a good part of the time goes into them. Exit status 0: all weights and logs are
+equal in every bit, and every checkpoint that was there after a kill could be read or was recognised as half-written.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 import random
 import signal
@@ -28,9 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "kill"
 WRITING = "writing"  # a file that is there while a checkpoint is written
 BEGUN = "begun"  # a file that is written when the child has started
+SLOW = 0.05  # seconds that every file of a checkpoint takes longer to reach the disk
 
 
-def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> None:
+def child(folder: Path, devices: int, epochs: int, steps: int) -> None:
     """The training script: the same one every time, with resume=True."""
     import keras
 
@@ -39,18 +42,16 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
     from kmrcnn.model import MaskRCNN
     from tests.tiny import TinyConfig
 
-    write = keeper.write_checkpoint
+    write, flush = keeper.write_checkpoint, os.fsync
 
     def announced(*arguments):
         (folder / WRITING).touch()
+        os.fsync = lambda handle: (time.sleep(SLOW), flush(handle))[1]
         write(*arguments)
+        os.fsync = flush
         (folder / WRITING).unlink()
 
     keeper.write_checkpoint = announced
-    if slow:  # gives the killer time to hit
-        flush = os.fsync
-        os.fsync = lambda handle: (time.sleep(0.02), flush(handle))[1]
-
     config = TinyConfig()
     config.update({"NAME": NAME, "STEPS_PER_EPOCH": steps, "LOADER_WORKERS": 2, "GRADIENT_ACCUMULATION": 2,
                    "CHECKPOINT_MINUTES": 0.01, "GPU_COUNT": devices, "IMAGES_PER_GPU": 2 // devices,
@@ -68,13 +69,13 @@ def child(folder: Path, devices: int, epochs: int, steps: int, slow: bool) -> No
         model.save_weights(folder / "final.h5")
 
 
-def start(folder: Path, args: argparse.Namespace, slow: bool = False) -> subprocess.Popen:
+def start(folder: Path, args: argparse.Namespace) -> subprocess.Popen:
     """The child, in a process group of its own with its workers."""
     folder.mkdir(parents=True, exist_ok=True)
     for mark in (WRITING, BEGUN):
         (folder / mark).unlink(missing_ok=True)
     command = [sys.executable, __file__, "--child", str(folder), f"--devices={args.devices}",
-               f"--epochs={args.epochs}", f"--steps={args.steps}", *(["--slow"] if slow else [])]
+               f"--epochs={args.epochs}", f"--steps={args.steps}"]
     with open(folder / "output.txt", "a") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
 
@@ -112,55 +113,30 @@ def place(folder: Path) -> tuple[str, list[str]]:
     return good, bad
 
 
-def inside_epoch(folder: Path) -> bool:
-    """Whether the newest checkpoint is inside an epoch."""
-    from kmrcnn.engine.checkpoint import list_checkpoints
-
-    newest = [path for run in (folder / "logs").glob(f"{NAME}2*") for path in list_checkpoints(run / "state")[:1]]
-    return any(os.path.basename(path).split("-")[-1].strip("0") for path in newest)
-
-
-def wait(process: subprocess.Popen, seconds: float, until=lambda: False) -> bool:
-    """Wait for a time or an event. Returns whether the child still runs."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end and not until():
-        time.sleep(0.002)
-    return process.poll() is None
-
-
-def kill_again_and_again(folder: Path, args: argparse.Namespace, aims: list[str], draw: random.Random, wall: float,
-                         ready: float) -> list[str]:
-    """Run, kill and resume until the aims or the run are at their end.
+def kill_again_and_again(folder: Path, args: argparse.Namespace, waits: list[float]) -> list[str]:
+    """Run, kill and resume until the waits or the run are at their end.
 
     Args:
-        aims: what each kill waits for: "any", "epoch" or "write"; those that were tried are taken out.
-        wall: seconds that the run takes alone. ready: of these, until it begins to train.
+        waits: seconds from each start to its kill; those that are over are taken out.
 
     Returns:
-        What each kill hit, "damaged" if a checkpoint with its final name could not be read.
+        What each kill hit: "write", "epoch" if the run goes on inside one, "other", or "damaged" if a checkpoint with
+        its final name could not be read.
     """
-    # On average two kills' share of the run, and never all of it: some of it is done twice.
-    hits, longest = [], (wall - ready) * min(4 / args.kills, 0.6)
-    while aims:
-        aim, begin = aims[0], time.monotonic()
-        process = start(folder, args, slow=aim == "write")
-        if aim == "any":
-            alive = wait(process, draw.uniform(0, ready + longest))
-        else:
-            alive = wait(process, 120, (folder / BEGUN).exists) and wait(process, draw.uniform(0, longest))
-        if alive and aim == "epoch":
-            alive = wait(process, 60, lambda: inside_epoch(folder)) and wait(process, draw.uniform(0, 0.1))
-        if alive and aim == "write":
-            alive = wait(process, 60, (folder / WRITING).exists) and wait(process, draw.uniform(0, 0.1))
-        if not alive:
+    hits: list[str] = []
+    while waits:
+        process, begin = start(folder, args), time.monotonic()
+        while process.poll() is None and time.monotonic() - begin < waits[0]:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            waits[0] -= time.monotonic() - begin
             break
         kill(process)
         good, bad = place(folder)
         hits.append("damaged" if bad else "write" if (folder / WRITING).exists() else
                     "epoch" if good.split("-")[-1].strip("0") else "other")
-        print(f"{args.kills - len(aims) + 1:5d}  {aim:6s} {time.monotonic() - begin:7.1f} s   {hits[-1]:8s} {good:12s}"
-              f"{'; '.join(bad)}", flush=True)
-        aims.pop(0)
+        print(f"{args.kills - len(waits) + 1:5d} {waits.pop(0):7.2f} s   {hits[-1]:8s} {good:12s}{'; '.join(bad)}",
+              flush=True)
     return hits
 
 
@@ -191,18 +167,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--kills", type=int, default=20)
     arguments.add_argument("--devices", type=int, choices=(1, 2), default=1)
-    arguments.add_argument("--epochs", type=int, default=10, help="of both stages together (default: %(default)s)")
+    arguments.add_argument("--epochs", type=int, default=30, help="of both stages together (default: %(default)s)")
     arguments.add_argument("--steps", type=int, default=30, help="of an epoch (default: %(default)s)")
     arguments.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     arguments.add_argument("--folder", type=Path, help="(default: a temporary one)")
     arguments.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    arguments.add_argument("--slow", action="store_true", help=argparse.SUPPRESS)
     args = arguments.parse_args()
     sys.path.insert(0, str(ROOT))
     from kmrcnn.engine import launch
 
     if args.child:
-        launch.run(functools.partial(child, args.child, args.devices, args.epochs, args.steps, args.slow), args.devices)
+        launch.run(functools.partial(child, args.child, args.devices, args.epochs, args.steps), args.devices)
         return
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
@@ -215,16 +190,16 @@ def prove(folder: Path, args: argparse.Namespace) -> int:
     wall = finish(folder / "alone", args)
     ready = (folder / "alone" / BEGUN).stat().st_mtime - begin
     draw = random.Random(args.seed)
-    aims = ["write"] * max(1, args.kills // 5) + ["epoch"] * max(1, args.kills // 4)
-    aims = (aims + ["any"] * args.kills)[: args.kills]
-    draw.shuffle(aims)
-    print(f"Left alone: {wall:.1f} s, of which {ready:.1f} s to start.")
-    print(" kill  aim      after     hit      last good")
+    length = wall + args.kills * ready
+    times = [0.0, *sorted(draw.uniform(0, length) for _ in range(args.kills))]
+    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    print(f"Left alone: {wall:.1f} s, of which {ready:.1f} s to start; {args.kills} kills within {length:.1f} s.")
+    print(" kill    after     hit      last good")
     hits, wrong, runs = [], [], 0
-    while aims:
+    while waits:
         runs += 1
         killed = folder / f"killed{runs}"
-        hits += kill_again_and_again(killed, args, aims, draw, wall, ready)
+        hits += kill_again_and_again(killed, args, waits)
         print(f"Run {runs} ended {finish(killed, args):.1f} s after its last start.")
         wrong += differences(folder / "alone", killed)
     print(f"{len(hits)} kills in {runs} runs: {hits.count('epoch')} resumed inside an epoch, {hits.count('write')} "
