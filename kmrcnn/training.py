@@ -80,6 +80,7 @@ class Trainer:
               resume: bool | str | os.PathLike) -> keras.callbacks.History:
         """See `MaskRCNN.train`."""
         verbose = verbose if self._replicas.is_main else 0
+        self._check(data)
         left = self._find_place(layers, epochs, resume)
         if left in ("done", "last"):
             self._say(f"Nothing left of layers={layers!r}, epochs={epochs}: the run is at epoch {self.folder.epoch}")
@@ -100,9 +101,23 @@ class Trainer:
                                 writes=self._replicas.is_main)
         select_layers(self._model, LAYER_STAGES.get(layers, layers), verbose)
         history = self._fit(data, state, callbacks, verbose)
+        if self._config.CHECKPOINT_BEST and state.keeper is not None and state.keeper.best is None:
+            warnings.warn(f"CHECKPOINT_BEST: no epoch had a finite value {self._config.CHECKPOINT_BEST!r}; found "
+                          f"{', '.join(history.history)}.", stacklevel=3)
         self._run.going = True
         self._write_report(verbose)
         return history
+
+    def _check(self, data: Data) -> None:
+        """Refuse to wait for what never comes.
+
+        Raises:
+            ValueError: the best epoch is to be that of a value of the validation set, and there is none.
+        """
+        best = self._config.CHECKPOINT_BEST
+        if best and best.startswith("val_") and data.validation is None:
+            raise ValueError(f"CHECKPOINT_BEST: found {best!r}, expected a value of the training set, such as 'loss', "
+                             "as train() was given no val_dataset")
 
     def _fit(self, data: Data, state: Any, callbacks: Sequence[keras.callbacks.Callback],
              verbose: int) -> keras.callbacks.History:

@@ -122,6 +122,20 @@ def test_the_best_epoch_needs_a_run_that_looked_for_it(tmp_path):
 
 
 @pytest.mark.once
+def test_a_best_epoch_that_cannot_be_found_is_said(tmp_path):
+    config = TinyConfig()
+    config.update({"CHECKPOINT_BEST": "val_loss", "STEPS_PER_EPOCH": 1})
+    model = MaskRCNN("training", config, tmp_path)
+    with pytest.raises(ValueError, match="CHECKPOINT_BEST: found 'val_loss', expected a value of the training set"):
+        model.train(_shapes(4), None, None, 1, "heads", verbose=0)
+    assert not os.listdir(tmp_path)
+    config.update({"CHECKPOINT_BEST": "mask_los"})
+    with pytest.warns(UserWarning, match="no epoch had a finite value 'mask_los'; found .*, mrcnn_mask_loss") as caught:
+        MaskRCNN("training", config, tmp_path).train(_shapes(4), None, None, 1, "heads", verbose=0)
+    assert [each.filename for each in caught if "CHECKPOINT_BEST" in str(each.message)] == [__file__]
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(("settings", "words"), [
     ({"EARLY_STOPPING": 3}, "CHECKPOINT_BEST: found None"),
     ({"CHECKPOINT_BEST": "val_segm_AP"}, "EVALUATE_EPOCHS: found 0")])

@@ -45,17 +45,17 @@ def _fail_in_second(how: str) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize(("how", "words"), [
-    ("killed", "replica 1 of 2 was killed by SIGKILL"),
-    ("failing", "replica 1 of 2 failed: OSError: disk on fire"),
-    ("hanging", "replica 1 hangs: replica 0 has waited for 2 s"),
-    ("stopped", "replica 1 hangs: replica 0 has waited for [23] s"),
+@pytest.mark.parametrize(("how", "timeout", "words"), [
+    ("killed", 60.0, "replica 1 of 2 was killed by SIGKILL"),
+    ("failing", 60.0, "replica 1 of 2 failed: OSError: disk on fire"),
+    ("hanging", 6.0, r"replica 1 hangs: replica 0 has waited for ([6-9]|\d\d) s"),
+    ("stopped", 6.0, r"replica 1 hangs: replica 0 has waited for ([6-9]|\d\d) s"),
 ])
-def test_a_replica_that_fails_ends_the_run_and_is_named(how, words, tmp_path):
+def test_a_replica_that_fails_ends_the_run_and_is_named(how, timeout, words, tmp_path):
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=words):
-        together(_fail_in_second, how, folder=tmp_path, timeout=2.0)
-    assert time.monotonic() - start < 40
+        together(_fail_in_second, how, folder=tmp_path, timeout=timeout)
+    assert time.monotonic() - start < 200  # the second would sleep for 1000
 
 
 def _script(folder: Path, body: str) -> Path:
@@ -81,7 +81,7 @@ print("result", launch.run(main, int(sys.argv[1])))
 
 def test_a_script_starts_itself_and_only_the_first_prints(tmp_path):
     command = [sys.executable, str(_script(tmp_path, BODY)), "2"]
-    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["main 0 ['2']", "result 7", "result None"]
     assert "[replica 1] warning of 1" in done.stderr and "\nwarning of 0" in "\n" + done.stderr
@@ -99,7 +99,7 @@ def test_a_port_in_use_is_reported(tmp_path):
         port = str(taken.getsockname()[1])
         script = str(_script(tmp_path, BODY))
         done = subprocess.run([sys.executable, script, "2"], env=_environment(MASTER_PORT=port), capture_output=True,
-                              text=True, timeout=60)
+                              text=True, timeout=300)
         assert done.returncode == 1 and f"MASTER_PORT {port} cannot be used: Address already in use" in done.stderr
         # Started by hand, the first process finds out by itself.
         from kmrcnn.engine.torch_replicas import join
