@@ -1,6 +1,6 @@
 """Kill a training run again and again, resume it, and compare its weights with those of a run that was left alone.
 
-    python tools/kill_test.py                      # 20 kills, about a quarter of an hour on one CPU core
+    python tools/kill_test.py                      # 20 kills, about five minutes on one CPU core
     python tools/kill_test.py --kills=2 --devices=2
 
 The run: a small network on generated shapes with augmentation, two loader workers, momentum, accumulated gradients and
