@@ -1,6 +1,6 @@
 """Kill a training run again and again, resume it, and compare its weights with those of a run that was left alone.
 
-    python tools/kill_test.py                      # 20 kills, about five minutes on one CPU core
+    python tools/kill_test.py                      # 20 kills, about ten minutes on one CPU core
     python tools/kill_test.py --kills=2 --devices=2
 
 The run: a small network on generated shapes with augmentation, two loader workers, momentum, accumulated gradients and
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "kill"
 WRITING = "writing"  # a file that is there while a checkpoint is written
 BEGUN = "begun"  # a file that is written when the child has started
-SLOW = 0.05  # seconds that every file of a checkpoint takes longer to reach the disk
+SLOW = 0.1  # seconds that every file of a checkpoint takes longer to reach the disk
 
 
 def child(folder: Path, devices: int, epochs: int, steps: int) -> None:
@@ -167,7 +167,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--kills", type=int, default=20)
     arguments.add_argument("--devices", type=int, choices=(1, 2), default=1)
-    arguments.add_argument("--epochs", type=int, default=30, help="of both stages together (default: %(default)s)")
+    arguments.add_argument("--epochs", type=int, default=40, help="of both stages together (default: %(default)s)")
     arguments.add_argument("--steps", type=int, default=30, help="of an epoch (default: %(default)s)")
     arguments.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     arguments.add_argument("--folder", type=Path, help="(default: a temporary one)")
