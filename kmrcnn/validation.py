@@ -15,6 +15,7 @@ from pycocotools import mask as rle_tools
 
 from kmrcnn.config import Config
 from kmrcnn.data.dataset import Dataset
+from kmrcnn.data.image import with_channels
 from kmrcnn.detection import Detector, Result
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.replicas import Replicas
@@ -59,6 +60,8 @@ class Validation:
         self._coco: Any = None  # reads every mask: made when it is needed
         self.config = copy.copy(config)
         self.config.DETECTION_MIN_CONFIDENCE = 0
+        if config.IMAGE_RESIZE_MODE == "crop":  # the whole image, at the same scale
+            self.config.IMAGE_RESIZE_MODE = "pad64"
         with precision_policy(config.PRECISION):
             self._detector = Detector(share_weights(model, self.config), self.config, self._replicas)
 
@@ -106,7 +109,7 @@ class Validation:
             if image_id not in results.skipped:
                 key = source_image_id(self._dataset, image_id)
                 rows = [row for row in results.detections if row["image_id"] == key and row["score"] >= _SURE]
-                found[f"detections/{image_id}"] = self._picture(self._dataset.load_image(image_id), rows)
+                found[f"detections/{image_id}"] = self._picture(with_channels(self._dataset.load_image(image_id)), rows)
         return found
 
     def _picture(self, image: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:

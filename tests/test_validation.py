@@ -115,6 +115,31 @@ def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monk
     assert page.count("data:image/png;base64,") == len(os.listdir(os.path.join(model.log_dir, "plots"))) == 6
 
 
+class _Grey(ShapesDataset):
+    """Its images have no axis of channels."""
+
+    def load_image(self, image_id):
+        return super().load_image(image_id)[:, :, 0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("kind", "side"), [(ShapesDataset, 100), (_Grey, 64)])
+def test_crops_and_grey_images_are_trained_on_and_evaluated(kind, side, tmp_path):
+    """Crops as whole images; 100 pixels do not fit into one of 64."""
+    datasets = []
+    for count in (4, 3):
+        datasets.append(kind())
+        datasets[-1].load_shapes(count, side, side)
+        datasets[-1].prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "IMAGE_RESIZE_MODE": "crop", "VALIDATION_STEPS": 0})
+    config.validate()
+    model = MaskRCNN("training", config, tmp_path)
+    history = model.train(*datasets, None, 1, "heads", verbose=0).history
+    assert 0 <= history["val_segm_AP"][0] <= 1
+    assert json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())["images"] == 3
+
+
 @pytest.mark.once
 def test_the_best_epoch_needs_a_run_that_looked_for_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="CHECKPOINT_BEST"):

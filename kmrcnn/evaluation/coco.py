@@ -16,6 +16,7 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
+from kmrcnn.data.image import with_channels
 from kmrcnn.evaluation.coco_stats import CocoStats, coco_stats, index_coco
 
 __all__ = ["CocoResults", "CocoStats", "build_coco_results", "coco_stats", "dataset_to_coco", "evaluate_coco"]
@@ -260,7 +261,7 @@ class _Images:
         for image_id in self._image_ids:
             start = time.perf_counter()
             try:
-                image = self._dataset.load_image(image_id)
+                image = with_channels(self._dataset.load_image(image_id))
             except Exception as error:  # a user's load_image may raise anything
                 logger.warning("image %s counts as one without detections: %s", image_id, _words(error))
                 self.skipped.append(int(image_id))
