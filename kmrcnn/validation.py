@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -78,7 +79,7 @@ class Validation:
         if results is None:
             return self._replicas.share(None)
         self._report(results, epoch)
-        return self._replicas.share({f"val_{kind}_{name}": float(results[kind].to_dict()[name])
+        return self._replicas.share({f"val_{kind}_{name}": _measured(results[kind].to_dict()[name])
                                      for kind in self._kinds for name in _LOGGED})
 
     def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "rle") -> Iterator[Result]:
@@ -123,6 +124,11 @@ class Validation:
         captions = [f"{self._coco.cats[row['category_id']]['name']} {row['score']:.2f}" for row in rows]
         return display_instances(image, boxes, masks, np.ones(len(rows), int), (), captions=captions, title=title,
                                  figsize=(8, 8), show_mask=masks is not None, return_image=True)
+
+
+def _measured(value: float) -> float:
+    """COCO's -1 where there is nothing to find is no value, least of all the best one."""
+    return math.nan if value == -1 else float(value)
 
 
 def _summary(stats: CocoStats) -> dict[str, Any]:

@@ -140,6 +140,25 @@ def test_crops_and_grey_images_are_trained_on_and_evaluated(kind, side, tmp_path
     assert json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())["images"] == 3
 
 
+class _Empty(ShapesDataset):
+    """Nothing is in its images."""
+
+    def load_mask(self, image_id):
+        return np.zeros((64, 64, 0), bool), np.zeros(0, np.int32)
+
+
+@pytest.mark.once
+def test_where_there_is_nothing_to_find_there_is_no_best_epoch(tmp_path):
+    nothing = _Empty()
+    nothing.load_shapes(2, 64, 64)
+    nothing.prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "CHECKPOINT_BEST": "val_segm_AP"})
+    with pytest.warns(UserWarning, match="no epoch had a finite value 'val_segm_AP'"):
+        history = MaskRCNN("training", config, tmp_path).train(_shapes(2), nothing, None, 1, "heads", verbose=0)
+    assert np.isnan(history.history["val_segm_AP"]).all()
+
+
 @pytest.mark.once
 def test_the_best_epoch_needs_a_run_that_looked_for_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="CHECKPOINT_BEST"):
