@@ -140,6 +140,28 @@ def test_crops_and_grey_images_are_trained_on_and_evaluated(kind, side, tmp_path
     assert json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())["images"] == 3
 
 
+class _Odd(ShapesDataset):
+    """The second image has four channels, the third is no multiple of 64 pixels high."""
+
+    def load_image(self, image_id):
+        image = super().load_image(image_id)
+        return {1: np.dstack([image, image[:, :, :1]]), 2: image[:60]}.get(image_id, image)
+
+
+@pytest.mark.once
+def test_an_image_that_does_not_fit_ends_no_training(tmp_path, caplog):
+    odd = _Odd()
+    odd.load_shapes(3, 64, 64)
+    odd.prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "IMAGE_RESIZE_MODE": "none", "LOG_IMAGES": 3})
+    history = MaskRCNN("training", config, tmp_path).train(_shapes(2), odd, None, 1, "heads", verbose=0)
+    assert np.isfinite(history.history["val_segm_AP"]).all()
+    for words in ("1 counts as one without detections: expected an image [H, W, 3], found shape (64, 64, 4)",
+                  "2 counts as one without detections: IMAGE_RESIZE_MODE 'none' takes"):
+        assert f"image {words}" in caplog.text
+
+
 class _Empty(ShapesDataset):
     """Nothing is in its images."""
 
