@@ -230,6 +230,7 @@ class Config:
     LR_GAMMA: float | Sequence[float] = 0.1  # factor of a drop, or one factor of LEARNING_RATE for each of LR_STEPS
     LR_TOTAL_STEPS: float | None = None  # of "cosine" and "exponential"; None: to the end of the call of train
     LR_MIN_FACTOR = 0.0  # of LEARNING_RATE, where "cosine" ends
+    LR_AFTER_WARMUP = False  # "cosine" and "exponential" begin where the warm-up ends (liangheming), not with it
     WARMUP_STEPS: float = 0
     WARMUP_FACTOR = 1 / 3
     WARMUP_METHOD = "linear"  # or "constant"

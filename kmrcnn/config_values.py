@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 # May hold a plain function, which must not turn into a bound method when read from an instance.
 CALLABLE_KEYS = ("BACKBONE", "COMPUTE_BACKBONE_SHAPE")
+_EXPONENT = re.compile(r"[-+]?\d+\.?\d*[eE][-+]?\d+")
 
 
 def parse(text: str, default: Any) -> Any:
@@ -39,6 +41,7 @@ def coerce(key: str, value: Any, default: Any) -> Any:
     """`value` read from text or a file, in the kind of sequence or number that the default is."""
     if key in CALLABLE_KEYS and isinstance(value, str) and ":" in value:
         return _import_callable(key, value)
+    value = _with_exponents(value, default)
     if isinstance(value, list | tuple):
         if isinstance(default, np.ndarray):
             return np.array([_number(key, item) for item in value])
@@ -49,9 +52,19 @@ def coerce(key: str, value: Any, default: Any) -> Any:
     return value
 
 
+def _with_exponents(value: Any, default: Any) -> Any:
+    """A text such as 1e-3 or 6e4 as the number that it is; YAML 1.1 reads those without point or sign as text."""
+    if isinstance(value, list | tuple):
+        return type(value)(_with_exponents(item, 0) for item in value)
+    if not isinstance(value, str) or isinstance(default, str) or not _EXPONENT.fullmatch(value):
+        return value
+    number = float(value)
+    return int(number) if isinstance(default, int) and number.is_integer() else number
+
+
 def _number(key: str, value: Any) -> float:
     try:
-        return float(value)  # YAML 1.1 reads 1e-3 as text
+        return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{key}: found {value!r}, expected a number") from None
 

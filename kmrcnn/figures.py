@@ -78,7 +78,7 @@ class Picture:
         axes.set_xlim(-0.5 - margin, image.shape[1] - 0.5 + margin)
         axes.set_ylim(image.shape[0] - 0.5 + margin, -0.5 - margin)
         axes.axis("off")
-        axes.set_title(title, fontsize=12)
+        axes.set_title(as_written(title), fontsize=12)
         return picture
 
     @property
@@ -105,6 +105,11 @@ class Picture:
         plt.show()
         if plt.get_backend().lower() == "agg":  # cannot be shown; an open figure would only take memory
             plt.close(self.figure)
+
+
+def as_written(text: object) -> str:
+    """A text for matplotlib, which takes what is between two dollars for a formula."""
+    return str(text).replace("$", r"\$")
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -171,7 +176,7 @@ def draw_labels(axes: Any, boxes: Sequence[np.ndarray], texts: Sequence[str | No
             y = max(y - height, frame.y0 + height + 2)
         placed.append((x, y, width, height))
         where = axes.transData.inverted().transform((x, y))
-        axes.text(*where, text, color="white", fontsize=size, ha="left", va="top",
+        axes.text(*where, as_written(text), color="white", fontsize=size, ha="left", va="top",
                   bbox={"facecolor": "black", "alpha": 0.55, "edgecolor": color, "pad": 1})
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from kmrcnn.engine.json_lines import read_json_lines
 from kmrcnn.engine.logs import EPOCHS_FILE, METRICS_FILE
-from kmrcnn.figures import Picture
+from kmrcnn.figures import Picture, as_written
 from kmrcnn.validation import EVALUATION_FILE
 
 REPORT_FILE, PLOT_FOLDER = "report.html", "plots"
@@ -139,7 +139,8 @@ def draw_curves(history: History, path: Path) -> bool:
     for axes, (kind, found) in zip(picture.axes.flat, types.items(), strict=False):
         few = len(found["classes"]) <= 10
         for row, curve in zip(found["classes"], found["precision"]["0.50"], strict=True):
-            axes.plot(recall, curve, linewidth=1, alpha=0.7, label=f"{row['name']}, IoU 0.50" if few else None)
+            label = f"{as_written(row['name'])}, IoU 0.50" if few else None
+            axes.plot(recall, curve, linewidth=1, alpha=0.7, label=label)
         for name, style in (("0.50", "-"), ("0.75", "--"), ("mean", ":")):
             label = "all, IoU 0.50 to 0.95" if name == "mean" else f"all, IoU {name}"
             axes.plot(recall, np.mean(found["precision"][name], axis=0), f"k{style}", linewidth=2, label=label)
@@ -163,7 +164,7 @@ def draw_classes(history: History, path: Path) -> bool:
                                color="tab:green" if kind == "segm" else "tab:purple", label=_KINDS[kind])
         picture.ax.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     picture.ax.set_yticks(np.arange(len(rows)) + height * (len(types) - 1) / 2,
-                          [f"{row['name']} ({row['instances']})" for row in rows])
+                          [f"{as_written(row['name'])} ({row['instances']})" for row in rows])
     picture.ax.set(xlim=(0, 1.08), xlabel="AP", title="AP of each class (instances)")
     picture.ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _finish(picture)
@@ -174,7 +175,7 @@ def draw_confusion(history: History, path: Path) -> bool:
     if not history.evaluation:
         return False
     confusion = history.evaluation["confusion"]
-    matrix, names = np.array(confusion["matrix"]), [*confusion["classes"], "background"]
+    matrix, names = np.array(confusion["matrix"]), [*map(as_written, confusion["classes"]), "background"]
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = min(max(4.5, 0.6 * len(names)), 14)
     picture = Picture((side + 1.5, side), save_path=path)

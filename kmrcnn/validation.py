@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from pycocotools import mask as rle_tools
 
 from kmrcnn.config import Config
 from kmrcnn.data.dataset import Dataset
+from kmrcnn.data.image import with_channels
 from kmrcnn.detection import Detector, Result
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.replicas import Replicas
@@ -59,6 +61,8 @@ class Validation:
         self._coco: Any = None  # reads every mask: made when it is needed
         self.config = copy.copy(config)
         self.config.DETECTION_MIN_CONFIDENCE = 0
+        if config.IMAGE_RESIZE_MODE == "crop":  # the whole image, at the same scale
+            self.config.IMAGE_RESIZE_MODE = "pad64"
         with precision_policy(config.PRECISION):
             self._detector = Detector(share_weights(model, self.config), self.config, self._replicas)
 
@@ -75,7 +79,7 @@ class Validation:
         if results is None:
             return self._replicas.share(None)
         self._report(results, epoch)
-        return self._replicas.share({f"val_{kind}_{name}": float(results[kind].to_dict()[name])
+        return self._replicas.share({f"val_{kind}_{name}": _measured(results[kind].to_dict()[name])
                                      for kind in self._kinds for name in _LOGGED})
 
     def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "rle") -> Iterator[Result]:
@@ -106,7 +110,7 @@ class Validation:
             if image_id not in results.skipped:
                 key = source_image_id(self._dataset, image_id)
                 rows = [row for row in results.detections if row["image_id"] == key and row["score"] >= _SURE]
-                found[f"detections/{image_id}"] = self._picture(self._dataset.load_image(image_id), rows)
+                found[f"detections/{image_id}"] = self._picture(with_channels(self._dataset.load_image(image_id)), rows)
         return found
 
     def _picture(self, image: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:
@@ -120,6 +124,11 @@ class Validation:
         captions = [f"{self._coco.cats[row['category_id']]['name']} {row['score']:.2f}" for row in rows]
         return display_instances(image, boxes, masks, np.ones(len(rows), int), (), captions=captions, title=title,
                                  figsize=(8, 8), show_mask=masks is not None, return_image=True)
+
+
+def _measured(value: float) -> float:
+    """COCO's -1 where there is nothing to find is no value, least of all the best one."""
+    return math.nan if value == -1 else float(value)
 
 
 def _summary(stats: CocoStats) -> dict[str, Any]:

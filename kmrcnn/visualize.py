@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.figures import Picture, draw_contour, draw_labels, draw_rectangle, draw_refined, to_uint8
+from kmrcnn.figures import Picture, as_written, draw_contour, draw_labels, draw_rectangle, draw_refined, to_uint8
 from kmrcnn.utils import compute_matches
 
 Path = str | os.PathLike | None
@@ -40,7 +40,7 @@ def display_images(
     for axes in picture.axes.flat:
         axes.axis("off")
     for axes, image, title in zip(picture.axes.flat, images, titles, strict=False):
-        axes.set_title(title, fontsize=11)
+        axes.set_title(as_written(title), fontsize=11)
         image = image if image.ndim == 2 else to_uint8(image)
         axes.imshow(image, cmap=cmap, norm=norm, interpolation=interpolation)
     picture.figure.tight_layout()
@@ -273,10 +273,10 @@ def plot_overlaps(
     axes = picture.ax
     if rows and cols:
         axes.imshow(overlaps, "Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    labels = [f"{_class_name(class_names, class_id)} ({score:.2f})"
+    labels = [f"{as_written(_class_name(class_names, class_id))} ({score:.2f})"
               for class_id, score in zip(pred_class_ids, pred_scores, strict=False)]
     axes.set_yticks(np.arange(len(labels)), labels)
-    names = [_class_name(class_names, class_id) for class_id in gt_class_ids]
+    names = [as_written(_class_name(class_names, class_id)) for class_id in gt_class_ids]
     axes.set_xticks(np.arange(len(names)), names, rotation=90)
     for row, col in np.ndindex(rows, cols):
         iou = overlaps[row][col]

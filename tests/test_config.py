@@ -209,6 +209,12 @@ def test_yaml_errors_name_the_file(tmp_path):
         SampleConfig.from_yaml(path)
     path.write_text("LEARNING_RATE: 1e-3\n")
     assert SampleConfig.from_yaml(path).LEARNING_RATE == 0.001
+    path.write_text("LR_STEPS: [6e4, 8e4]\nLR_TOTAL_STEPS: 9e4\nSTEPS_PER_EPOCH: 1e3\nBIAS_WEIGHT_DECAY: 1e-4\n"
+                    "LR_SCHEDULE: multistep\nCHECKPOINT_BEST: val_loss\nIMAGE_SHAPES: [[64, 128]]\n")
+    config = SampleConfig.from_yaml(path)
+    config.validate()
+    assert (config.LR_STEPS, config.LR_TOTAL_STEPS, config.STEPS_PER_EPOCH) == ((60000, 80000), 90000, 1000)
+    assert (config.BIAS_WEIGHT_DECAY, config.CHECKPOINT_BEST) == (1e-4, "val_loss")
 
 
 def test_local_function_cannot_be_written(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 from kmrcnn.report import read_history, write_report
 
 pytestmark = pytest.mark.once
+NAME = r"a<b $\frac{1$"  # no formula
 
 
 def _logs(folder, evaluation=True):
@@ -23,9 +24,9 @@ def _logs(folder, evaluation=True):
         curve = np.linspace(1, 0, 101).tolist()
         segm = {"stats": {"AP": 0.5, "AP50": -1}, "precision": {name: [curve, curve] for name in ("0.50", "0.75",
                                                                                                   "mean")},
-                "classes": [{"name": "a<b", "AP": 0.4, "AP50": 0.5, "instances": 3},
+                "classes": [{"name": NAME, "AP": 0.4, "AP50": 0.5, "instances": 3},
                             {"name": "dog", "AP": 0.6, "AP50": 0.7, "instances": 5}]}
-        confusion = {"classes": ["a<b", "dog"], "score": 0.5, "matrix": [[2, 1, 0], [0, 4, 1], [1, 0, 0]]}
+        confusion = {"classes": [NAME, "dog"], "score": 0.5, "matrix": [[2, 1, 0], [0, 4, 1], [1, 0, 0]]}
         (folder / "evaluation.json").write_text(json.dumps({"epoch": 3, "images": 4, "types": {"segm": segm},
                                                             "confusion": confusion}))
 

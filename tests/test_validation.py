@@ -115,6 +115,72 @@ def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monk
     assert page.count("data:image/png;base64,") == len(os.listdir(os.path.join(model.log_dir, "plots"))) == 6
 
 
+class _Grey(ShapesDataset):
+    """Its images have no axis of channels."""
+
+    def load_image(self, image_id):
+        return super().load_image(image_id)[:, :, 0]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("kind", "side"), [(ShapesDataset, 100), (_Grey, 64)])
+def test_crops_and_grey_images_are_trained_on_and_evaluated(kind, side, tmp_path):
+    """Crops as whole images; 100 pixels do not fit into one of 64."""
+    datasets = []
+    for count in (4, 3):
+        datasets.append(kind())
+        datasets[-1].load_shapes(count, side, side)
+        datasets[-1].prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "IMAGE_RESIZE_MODE": "crop", "VALIDATION_STEPS": 0})
+    config.validate()
+    model = MaskRCNN("training", config, tmp_path)
+    history = model.train(*datasets, None, 1, "heads", verbose=0).history
+    assert 0 <= history["val_segm_AP"][0] <= 1
+    assert json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())["images"] == 3
+
+
+class _Odd(ShapesDataset):
+    """The second image has four channels, the third is no multiple of 64 pixels high."""
+
+    def load_image(self, image_id):
+        image = super().load_image(image_id)
+        return {1: np.dstack([image, image[:, :, :1]]), 2: image[:60]}.get(image_id, image)
+
+
+@pytest.mark.once
+def test_an_image_that_does_not_fit_ends_no_training(tmp_path, caplog):
+    odd = _Odd()
+    odd.load_shapes(3, 64, 64)
+    odd.prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "IMAGE_RESIZE_MODE": "none", "LOG_IMAGES": 3})
+    history = MaskRCNN("training", config, tmp_path).train(_shapes(2), odd, None, 1, "heads", verbose=0)
+    assert np.isfinite(history.history["val_segm_AP"]).all()
+    for words in ("1 counts as one without detections: expected an image [H, W, 3], found shape (64, 64, 4)",
+                  "2 counts as one without detections: IMAGE_RESIZE_MODE 'none' takes"):
+        assert f"image {words}" in caplog.text
+
+
+class _Empty(ShapesDataset):
+    """Nothing is in its images."""
+
+    def load_mask(self, image_id):
+        return np.zeros((64, 64, 0), bool), np.zeros(0, np.int32)
+
+
+@pytest.mark.once
+def test_where_there_is_nothing_to_find_there_is_no_best_epoch(tmp_path):
+    nothing = _Empty()
+    nothing.load_shapes(2, 64, 64)
+    nothing.prepare()
+    config = TinyConfig()
+    config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "CHECKPOINT_BEST": "val_segm_AP"})
+    with pytest.warns(UserWarning, match="no epoch had a finite value 'val_segm_AP'"):
+        history = MaskRCNN("training", config, tmp_path).train(_shapes(2), nothing, None, 1, "heads", verbose=0)
+    assert np.isnan(history.history["val_segm_AP"]).all()
+
+
 @pytest.mark.once
 def test_the_best_epoch_needs_a_run_that_looked_for_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="CHECKPOINT_BEST"):

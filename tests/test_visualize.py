@@ -132,6 +132,14 @@ def test_labels_stay_inside_and_apart(scene):
     assert not extents[0].overlaps(extents[1])
 
 
+def test_names_are_no_formulas(scene):
+    """Two dollars would be one for matplotlib."""
+    names = ["BG", r"$\frac{1$", "$a$"]
+    for name in ("display_instances", "display_differences", "display_top_masks", "plot_overlaps"):
+        arguments = [names if argument is NAMES else argument for argument in _calls(scene)[name]]
+        assert getattr(visualize, name)(*arguments, return_image=True).std() > 0
+
+
 def test_no_instances_still_draw_the_image(scene, capsys):
     picture = visualize.display_instances(
         scene.image, np.zeros((0, 4)), np.zeros((64, 96, 0), bool), np.zeros(0, int), NAMES, return_image=True)

@@ -19,6 +19,7 @@ __all__ = [
     "minimize_mask",
     "expand_mask",
     "unmold_mask",
+    "with_channels",
     "mold_image",
     "unmold_image",
     "mold_input",
@@ -106,6 +107,12 @@ def resize(
         anti_aliasing=anti_aliasing,
         anti_aliasing_sigma=anti_aliasing_sigma,
     )
+
+
+def with_channels(image: np.ndarray) -> np.ndarray:
+    """An image [H, W] as [H, W, 3]; others as they are."""
+    image = np.asarray(image)
+    return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
 
 
 def mold_image(images: np.ndarray, config: Any) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kmrcnn.data.augment import augment as run_augmentation
 from kmrcnn.data.dataset import Dataset, SampleError
-from kmrcnn.data.image import compose_image_meta
+from kmrcnn.data.image import compose_image_meta, with_channels
 from kmrcnn.data.masks import extract_bboxes, minimize_mask
 from kmrcnn.data.resize_plan import NO_PADDING, ResizePlan, pad, plan_for
 from kmrcnn.data.scene import Augmentation, Scene
@@ -99,13 +99,13 @@ def _resized(scene: Scene, config: Any, augmentation: Any, rng: np.random.Genera
 def _another(
     dataset: Dataset, config: Any, image_id: int, shape: tuple[int, int], augmentation: Any, rng: np.random.Generator
 ) -> Scene | None:
-    """A random image of the same source, resized for the same frame; None where none is found."""
+    """Another random image of the same source, resized for the same frame; None where none is found."""
     if config.IMAGE_SHAPES:
         config = copy.copy(config)
         config.IMAGE_SHAPES = [shape]
     source = dataset.image_info[image_id]["source"]
     for number in rng.integers(len(dataset.image_info), size=_TRIES):
-        if dataset.image_info[number]["source"] != source:
+        if number == image_id or dataset.image_info[number]["source"] != source:
             continue
         try:
             return _resized(_load(dataset, int(number)), config, augmentation, rng)[0]
@@ -130,11 +130,9 @@ def active_classes(dataset: Dataset, image_id: int) -> np.ndarray:
 
 def _load(dataset: Dataset, image_id: int) -> Scene:
     """The stored image with every rule of the Dataset interface checked."""
-    image = np.asarray(dataset.load_image(image_id))
+    image = with_channels(dataset.load_image(image_id))
     masks, class_ids = dataset.load_mask(image_id)
     masks, class_ids = np.asarray(masks), np.asarray(class_ids).reshape(-1).astype(np.int32)
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or not image.size:
         raise SampleError(
             f"{dataset.describe(image_id)}: expected an image [H, W, C], found shape {image.shape}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kmrcnn.doctor.split import Split
-from kmrcnn.figures import Picture
+from kmrcnn.figures import Picture, as_written
 
 _COLOURS = ("#3b6ea5", "#d98032", "#4f9a5b", "#a7506b", "#7a68a6", "#8a7f4a")
 _MOST_CLASSES = 120
@@ -41,11 +41,11 @@ def _classes(splits: Sequence[Split], title: str, path: Path) -> None:
     axes, rows, thick = picture.ax, np.arange(len(names)), 0.8 / len(splits)
     for place, (split, own) in enumerate(zip(splits, counts, strict=True)):
         axes.barh(rows + (place - (len(splits) - 1) / 2) * thick, [own.get(name, 0) for name in names], thick,
-                  color=_colour(place), label=split.name)
+                  color=_colour(place), label=as_written(split.name))
     # Logarithmic, from one half: a class of one object has a bar, a class of none has not.
     _logarithmic(axes)
     axes.set_xlim(left=0.5)
-    axes.set_yticks(rows, [name if len(name) < 28 else name[:26] + "..." for name in names], fontsize=8)
+    axes.set_yticks(rows, [as_written(name if len(name) < 28 else name[:26] + "...") for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("objects")
     _finish(picture, title)
@@ -79,7 +79,7 @@ def _histogram(axes: Any, splits: Sequence[Split], values: Sequence[np.ndarray],
     for place, (split, own) in enumerate(zip(splits, values, strict=True)):
         if len(own):
             axes.hist(own, bins, weights=np.full(len(own), 100 / len(own)), histtype="stepfilled", alpha=0.45,
-                      color=_colour(place), edgecolor=_colour(place), label=f"{split.name} ({len(own)})")
+                      color=_colour(place), edgecolor=_colour(place), label=f"{as_written(split.name)} ({len(own)})")
     _logarithmic(axes)
     axes.set_xlabel(label)
     axes.set_ylabel("% of the objects")
@@ -94,7 +94,7 @@ def _counts(splits: Sequence[Split], title: str, path: Path) -> None:
         if len(own):
             picture.ax.hist(own, [*bins, most + 1], weights=np.full(len(own), 100 / len(own)), histtype="stepfilled",
                             alpha=0.45, color=_colour(place), edgecolor=_colour(place),
-                            label=f"{split.name}, up to {own.max()}")
+                            label=f"{as_written(split.name)}, up to {own.max()}")
     picture.ax.set_xlabel("objects")
     picture.ax.set_ylabel("% of the images")
     _finish(picture, title)
@@ -105,7 +105,7 @@ def _image_sizes(splits: Sequence[Split], title: str, path: Path) -> None:
     for place, split in enumerate(splits):
         sizes, numbers = np.unique(split.sizes(), axis=0, return_counts=True)
         picture.ax.scatter(sizes[:, 1], sizes[:, 0], 12 + 200 * numbers / max(numbers.max(initial=1), 1), alpha=0.5,
-                           color=_colour(place), edgecolor="none", label=split.name)
+                           color=_colour(place), edgecolor="none", label=as_written(split.name))
     picture.ax.set_xlabel("width, pixels (larger dots: more images)")
     picture.ax.set_ylabel("height, pixels")
     tallest, widest = np.max([split.sizes().max(axis=0, initial=1) for split in splits], axis=0)
@@ -123,7 +123,7 @@ def _places(splits: Sequence[Split], title: str, path: Path) -> None:
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes, 1)
         grid, _, _ = np.histogram2d(centres[:, 0], centres[:, 1], bins=24, range=[[0, 1], [0, 1]])
         axes.imshow(grid, extent=(0, 1, 1, 0), cmap="viridis")
-        axes.set_title(split.name, fontsize=10)
+        axes.set_title(as_written(split.name), fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
     picture.figure.suptitle(title, fontsize=12)

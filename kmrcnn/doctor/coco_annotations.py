@@ -14,7 +14,9 @@ from kmrcnn.doctor.split import Image, Instance
 Report = Callable[..., None]  # report(check, image id, annotation id, text)
 
 OUTSIDE = 1.0  # pixels that a box or a polygon may reach outside, because tools disagree about the last pixel
-_FAR = 10  # image sides; pycocotools takes memory for every pixel of a polygon's border, inside or not
+# Image sides; pycocotools takes memory for every pixel of a polygon's border, inside or not, and one box of such a size
+# would decide what anchors are suggested.
+_FAR = 10
 # COCO's own boxes of tiny objects differ by up to 2 pixels from their masks, an IoU of 0.4; no IoU of boxes whose sides
 # are off by more than 3 pixels is below 0.77 where they are compared with the polygons.
 _LEAST_IOU, _SIDE = 0.7, 3.0
@@ -50,7 +52,8 @@ def _box(bbox: Any, image: Image, found: Callable[[str, str], None]) -> tuple[fl
         return None
     if min(x, y) < -OUTSIDE or x + width > image.width + OUTSIDE or y + height > image.height + OUTSIDE:
         found("box_outside", f"box {bbox} (x, y, width, height) in an image of {image.width} x {image.height}")
-        if x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0:
+        unseen = x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
+        if unseen or max(-x, -y, x + width, y + height) > _FAR * max(image.height, image.width):
             return None
     return float(y), float(x), float(y + height), float(x + width)
 

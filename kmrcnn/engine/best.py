@@ -44,7 +44,8 @@ class EarlyStop(keras.callbacks.Callback):
         self._waited += 1
         if self._waited >= self._patience:
             self.model.stop_training = True
-            print(f"{self._name} was not better than {self._best:.4g} for {self._waited} epochs: training ends.")
+            best = "any number" if self._best is None else f"{self._best:.4g}"
+            print(f"{self._name} was not better than {best} for {self._waited} epochs: training ends.")
 
     def get_state(self) -> dict[str, Any]:
         return {"name": self._name, "best": self._best, "waited": self._waited}

@@ -98,16 +98,24 @@ class EventFile:
         self._writer.write(self._events.Event(wall_time=time.time(), **event).SerializeToString())
 
     def _cut(self, path: str, place: Place) -> None:
-        """Take the events behind a place, and a record that was cut off, out of a file."""
-        records = list(_records(path))
-        kept = [record for record in records if self._is_before(record[12:-4], place)]
+        """Take the events behind a place, and all from the first damaged record on, out of a file."""
+        kept = [record for record, event in self._whole(path) if self._is_before(event, place)]
         if sum(map(len, kept)) == os.path.getsize(path):
             return
         with written_atomically(path) as temporary, open(temporary, "wb") as file:
             file.writelines(kept)
 
-    def _is_before(self, data: bytes, place: Place) -> bool:
-        event = self._events.Event.FromString(data)
+    def _whole(self, path: str) -> Iterator[tuple[bytes, Any]]:
+        """(record, its event) up to the first that is damaged: TensorBoard reads no further either."""
+        from google.protobuf.message import DecodeError
+
+        for record in _records(path):
+            try:
+                yield record, self._events.Event.FromString(record[12:-4])
+            except DecodeError:
+                return
+
+    def _is_before(self, event: Any, place: Place) -> bool:
         if event.WhichOneof("what") != "summary":
             return event.step <= place.step
         of_step = all(value.tag.startswith(_STEP) for value in event.summary.value)
@@ -124,9 +132,16 @@ def _second(path: str) -> int:
 
 
 def _records(path: str) -> Iterator[bytes]:
-    """The whole records of a file: length (8 bytes), its checksum (4), data, their checksum (4)."""
+    """The whole records of a file: length (8 bytes), its checksum (4), data, their checksum (4).
+
+    A crash may leave anything behind them. The data's checksums, which take long in Python, are not compared.
+    """
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
     with open(path, "rb") as file:
         while len(head := file.read(12)) == 12:
+            if struct.unpack("<I", head[8:])[0] != masked_crc32c(head[:8]):
+                return
             size = struct.unpack("<Q", head[:8])[0] + 4
             body = file.read(size)
             if len(body) < size:

@@ -48,7 +48,7 @@ def learning_rate_of(config: Config, rate: float, span: tuple[int, int] | None =
                     gamma=config.LR_GAMMA, total=recipe.total * unit if recipe.total else max(end, 1),
                     min_factor=config.LR_MIN_FACTOR,
                     warmup_steps=recipe.warmup * unit, warmup_factor=config.WARMUP_FACTOR,
-                    warmup_method=config.WARMUP_METHOD, first_step=done)
+                    warmup_method=config.WARMUP_METHOD, first_step=done, after_warmup=config.LR_AFTER_WARMUP)
 
 
 def updates_between(config: Config, first_epoch: int, epochs: int) -> tuple[int, int]:

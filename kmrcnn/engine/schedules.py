@@ -30,6 +30,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
                      starts anew at each of them, from a, a², …; t is then the share of its segment
         exponential  gamma ** (step / total)
 
+    With `after_warmup` t of the last two counts from the warm-up's end on, and is 0 before.
+
     Args:
         rate: the base.
         kind: one of SCHEDULES.
@@ -38,6 +40,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         total: updates until the end of "cosine" and "exponential", which then stay as they are.
         warmup_steps: updates during which the rate is multiplied by `warmup_factor` ("constant"), or by a number that
             rises from it to 1 ("linear").
+        after_warmup: "cosine" and "exponential" begin behind the warm-up (liangheming), not with it (Detectron).
         first_step: updates done before the optimizer's first.
 
     Raises:
@@ -47,7 +50,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, rate: float, kind: str = "constant", *, steps: Sequence[float] = (),
                  gamma: float | Sequence[float] = 0.1, total: float | None = None, min_factor: float = 0.0,
                  warmup_steps: float = 0, warmup_factor: float = 1 / 3, warmup_method: str = "linear",
-                 first_step: int = 0):
+                 first_step: int = 0, after_warmup: bool = False):
         if kind not in SCHEDULES or warmup_method not in WARMUPS:
             raise ValueError(f"found schedule {kind!r} with warm-up {warmup_method!r}, expected one of {SCHEDULES} "
                              f"with one of {WARMUPS}")
@@ -58,6 +61,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.rate, self.kind, self.steps, self.gamma = float(rate), kind, list(steps), gamma
         self.total, self.min_factor, self.first_step = total, min_factor, first_step
         self.warmup_steps, self.warmup_factor, self.warmup_method = warmup_steps, warmup_factor, warmup_method
+        self.after_warmup = after_warmup
 
     def __call__(self, step: Any) -> Any:
         """The rate, a float32 scalar, for an optimizer's iterations, an integer scalar."""
@@ -67,7 +71,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         names = ("rate", "kind", "steps", "gamma", "total", "min_factor", "warmup_steps", "warmup_factor",
-                 "warmup_method", "first_step")
+                 "warmup_method", "first_step", "after_warmup")
         return {name: getattr(self, name) for name in names}
 
     def _warm_up(self, step: Any) -> Any:
@@ -93,12 +97,12 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
             gammas = [gammas ** (number + 1) for number in range(len(self.steps))]
         factor: Any = 1.0
         for start, gamma in zip(self.steps, gammas, strict=True):
-            factor = _chosen(step >= start, gamma, factor)
+            factor = _chosen(step >= math.ceil(start), gamma, factor)  # TensorFlow compares integers with integers only
         return factor
 
     def _cosine(self, step: Any) -> Any:
         step, lowest, factor = ops.cast(step, "float32"), self.min_factor, 1.0
-        bounds = [0, *self.steps, self.total]
+        bounds = [self._start, *self.steps, self.total]
         for number, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
             part = _share(step - start, end - start)
             segment = lowest**number * ((1 + ops.cos(math.pi * part)) / 2 * (1 - lowest) + lowest)
@@ -106,7 +110,13 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return factor
 
     def _exponential(self, step: Any) -> Any:
-        return ops.exp(_share(ops.cast(step, "float32"), self.total) * math.log(self.gamma))
+        start = self._start
+        done = ops.maximum(ops.cast(step, "float32") - start, 0.0)
+        return ops.exp(_share(done, self.total - start) * math.log(self.gamma))
+
+    @property
+    def _start(self) -> float:
+        return self.warmup_steps if self.after_warmup else 0
 
 
 def _share(done: Any, whole: float) -> Any:

@@ -16,6 +16,8 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
+from kmrcnn.data.image import with_channels
+from kmrcnn.data.resize_plan import plan_for
 from kmrcnn.evaluation.coco_stats import CocoStats, coco_stats, index_coco
 
 __all__ = ["CocoResults", "CocoStats", "build_coco_results", "coco_stats", "dataset_to_coco", "evaluate_coco"]
@@ -226,7 +228,7 @@ class _Run:
         self._model, self._dataset, self._verbose, self.seconds = model, dataset, verbose, 0.0
 
     def __call__(self, image_ids: Sequence[int]) -> list[list[dict[str, Any]] | None]:
-        images, found = _Images(self._dataset, list(image_ids)), {}
+        images, found = _Images(self._dataset, list(image_ids), self._model.config), {}
         start = time.perf_counter()
         with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not self._verbose) as progress:
             for row in self._model.detect_stream(images, masks="rle"):
@@ -242,7 +244,7 @@ class _Run:
 
 
 class _Images:
-    """The images of a dataset that can be read.
+    """The images of a dataset that can be read, and that a model of the Config can take.
 
     Attributes:
         on_the_way: ids of the images that were given out.
@@ -250,8 +252,8 @@ class _Images:
         seconds: spent on loading.
     """
 
-    def __init__(self, dataset: Any, image_ids: list[int]):
-        self._dataset, self._image_ids = dataset, image_ids
+    def __init__(self, dataset: Any, image_ids: list[int], config: Any):
+        self._dataset, self._image_ids, self._config = dataset, image_ids, config
         self.on_the_way: deque[int] = deque()
         self.skipped: list[int] = []
         self.seconds = 0.0
@@ -260,7 +262,8 @@ class _Images:
         for image_id in self._image_ids:
             start = time.perf_counter()
             try:
-                image = self._dataset.load_image(image_id)
+                image = with_channels(self._dataset.load_image(image_id))
+                self._check(image)
             except Exception as error:  # a user's load_image may raise anything
                 logger.warning("image %s counts as one without detections: %s", image_id, _words(error))
                 self.skipped.append(int(image_id))
@@ -269,6 +272,15 @@ class _Images:
                 self.seconds += time.perf_counter() - start
             self.on_the_way.append(image_id)
             yield image
+
+
+    def _check(self, image: np.ndarray) -> None:
+        """Raise ValueError for an image that training would leave out, too."""
+        channels = self._config.IMAGE_CHANNEL_COUNT
+        if image.ndim != 3 or image.shape[2] != channels or not image.size:
+            raise ValueError(f"expected an image [H, W, {channels}], found shape {image.shape}")
+        if self._config.IMAGE_RESIZE_MODE == "none":  # takes multiples of IMAGE_DIVISOR only
+            plan_for(self._config, *image.shape[:2])
 
 
 def _image_size(dataset: Any, image_id: int) -> tuple[int, int]:

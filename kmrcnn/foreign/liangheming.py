@@ -31,10 +31,17 @@ def anchors(values: Values) -> dict[str, Any]:
 
 
 def rate(values: Values) -> dict[str, Any]:
-    """From milestone to milestone half a cosine down to a tenth, each from where the last one ended."""
-    return {"epochs": values["optim.epochs"], "LR_SCHEDULE": "cosine", "LR_MIN_FACTOR": 0.1, "LR_UNIT": "epoch",
-            "LR_STEPS": tuple(values["optim.milestones"][:-1]), "LR_TOTAL_STEPS": values["optim.milestones"][-1],
-            "WARMUP_STEPS": values["optim.warm_up_epoch"], "WARMUP_FACTOR": 0.0}
+    """A warm-up, then from milestone to milestone half a cosine down to a tenth, each from where the last one ended."""
+    milestones = tuple(sorted(values["optim.milestones"]))
+    common = {"epochs": values["optim.epochs"], "LR_UNIT": "epoch", "WARMUP_STEPS": values["optim.warm_up_epoch"],
+              "WARMUP_FACTOR": 0.0}
+    if not milestones:
+        return {**common, "LR_SCHEDULE": "constant"}
+    if milestones[0] <= common["WARMUP_STEPS"]:
+        raise ForeignKeyError(f"optim.warm_up_epoch: found {common['WARMUP_STEPS']}, expected fewer than the first of "
+                              f"optim.milestones, {milestones[0]}")
+    return {**common, "LR_SCHEDULE": "cosine", "LR_MIN_FACTOR": 0.1, "LR_STEPS": milestones[:-1],
+            "LR_TOTAL_STEPS": milestones[-1], "LR_AFTER_WARMUP": True}
 
 
 def optimizer(values: Values) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def _deviations(value: Any) -> list[float]:
     return parts.deviations([1 / item for item in value])
 
 
-_RATE = ("LR_SCHEDULE", "LR_MIN_FACTOR", "LR_UNIT", "LR_STEPS", "LR_TOTAL_STEPS")
+_RATE = ("LR_SCHEDULE", "LR_MIN_FACTOR", "LR_UNIT", "LR_STEPS", "LR_TOTAL_STEPS", "LR_AFTER_WARMUP")
 _BATCH = ("GPU_COUNT", "IMAGES_PER_GPU", "REFERENCE_BATCH_SIZE")
 
 ROWS: list[Row] = [
@@ -136,7 +143,7 @@ ROWS: list[Row] = [
     by("optim.optimizer", "Adam", ("OPTIMIZER", "MOMENTUM_CORRECTION"), optimizer),
     to("optim.lr", 0.0001, "LEARNING_RATE"),
     to("optim.momentum", 0.9, "LEARNING_MOMENTUM", says="of SGD"),
-    by("optim.milestones", (24,), _RATE, rate, "a cosine to each"),
+    by("optim.milestones", (24,), _RATE, rate, "a cosine to each, the first from the warm-up's end on"),
     by("optim.warm_up_epoch", 0, ("WARMUP_STEPS", "WARMUP_FACTOR"), rate),
     to("optim.weight_decay", 0.0001, "WEIGHT_DECAY"),
     by("optim.epochs", 24, "epochs", rate, "passes over the data"),

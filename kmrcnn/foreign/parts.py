@@ -49,8 +49,9 @@ def epochs(iterations: int, period: int) -> tuple[int, int]:
 
     Their product is `iterations`, unless that has no fitting divisor: then the last epoch ends a few steps later.
     """
-    if iterations < 1 or period < 1:
-        raise ForeignKeyError(f"a run of {iterations} steps with a checkpoint every {period}: expected at least 1")
+    if not all(isinstance(number, int) and number >= 1 for number in (iterations, period)):
+        raise ForeignKeyError(f"a run of {iterations} steps with a checkpoint every {period}: expected whole numbers "
+                              "of at least 1")
     least = -(-iterations // period)
     count = next((n for n in range(least, 4 * least + 1) if iterations % n == 0), least)
     return count, -(-iterations // count)

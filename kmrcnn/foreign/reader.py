@@ -113,7 +113,7 @@ def typed(key: str, value: Any, default: Any) -> Any:
         return value
     if isinstance(default, int | float) and isinstance(value, int | float) and not (
             isinstance(value, bool) or isinstance(default, bool)):
-        return value
+        return int(value) if isinstance(default, int) and float(value).is_integer() else value  # 9e4 steps
     if isinstance(default, list | tuple) and isinstance(value, list | tuple):
         return tuple(value)
     if isinstance(default, list | tuple) and isinstance(value, int | float) and not isinstance(value, bool):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,17 +66,18 @@ class Recipe:
         for key in values.keys() - known:
             raise ValueError(f"{key}: found in the recipe, expected one of {', '.join(sorted(known))}")
         try:
-            stages = tuple(Stage(**stage) for stage in values["stages"])
-        except (KeyError, TypeError) as error:
+            stages = tuple(_stage(**stage) for stage in values["stages"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"stages: found {values.get('stages')!r}, expected a list of {{layers, epochs}} and, if "
                              "wanted, learning_rate") from error
         texts = {key: value for key, value in values.items() if key not in ("config", "stages", "notes")}
-        return cls(name, dict(values.get("config", {})), stages, notes=tuple(values.get("notes", ())), **texts)
+        return cls(name, dict(values.get("config") or {}), stages, notes=tuple(values.get("notes") or ()), **texts)
 
     def changed(self, settings: Mapping[str, Any]) -> Recipe:
-        """The recipe with other settings, in training and inference."""
+        """The recipe with other settings, in training and inference; with STEPS_PER_EPOCH an epoch is no pass."""
         inference = {key: value for key, value in self.inference.items() if key not in settings}
-        return dataclasses.replace(self, settings={**self.settings, **settings}, inference=inference)
+        return dataclasses.replace(self, settings={**self.settings, **settings}, inference=inference,
+                                   one_pass=self.one_pass and "STEPS_PER_EPOCH" not in settings)
 
     def on_devices(self, count: int) -> Recipe:
         """The same batch on `count` devices.
@@ -128,6 +130,11 @@ class Recipe:
         lines = [f"{self.name}: {self.about}", *(f"  {name}: {_text(fact)}" for name, fact in facts.items() if fact)]
         stages = [f"  stage: layers {stage.layers!r} to epoch {stage.epochs}" for stage in self.stages]
         return "\n".join([*lines, *stages, *(f"  note: {note}" for note in self.notes)])
+
+
+def _stage(layers: str, epochs: int, learning_rate: float | None = None) -> Stage:
+    """A stage as a file has it: YAML 1.1 reads a rate of 1e-3 as text."""
+    return Stage(layers, operator.index(epochs), None if learning_rate is None else float(learning_rate))
 
 
 def _flat(lists: Any) -> list[str]:

@@ -189,6 +189,15 @@ def test_copy_paste_takes_objects_of_the_dataset(mode):
         CopyPaste()(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 0), bool), np.random.default_rng(0))
 
 
+def test_an_image_is_not_pasted_onto_itself():
+    dataset = Lit()
+    dataset.add(100, 160, [(10, 20, 40, 60)])
+    config = make_config(USE_MINI_MASK=False)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        assert len(load_image_gt(dataset, config, 0, augmentation=CopyPaste(1), rng=rng)[2]) == 1
+
+
 def test_copy_paste_goes_round_broken_images():
     dataset = SometimesBroken()
     dataset.load_shapes(7, 128, 128)

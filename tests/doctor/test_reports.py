@@ -102,6 +102,23 @@ def test_page_escapes_names(tmp_path):
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;&amp;" in page
 
 
+def test_names_are_no_formulas(tmp_path):
+    """Two dollars would be one for matplotlib."""
+    clinic = Clinic(tmp_path / "data")
+    for data in clinic.data.values():
+        data["categories"][0]["name"] = r"$\frac{1$"
+    assert write_reports(examine(clinic.write()), tmp_path / "out").exists()
+
+
+def test_a_box_out_of_all_proportion_decides_no_setting(tmp_path):
+    clinic = Clinic(tmp_path)
+    wanted = examine(clinic.write(), images=False)
+    clinic.annotation("train", 10)["bbox"] = [5, 10, 1e308, 1e308]
+    found = examine(clinic.write(), images=False)
+    assert {finding.check for finding in found.findings} == {"box_outside"}
+    assert json_report(found)["anchors"] == json_report(wanted)["anchors"]
+
+
 def test_split_without_objects_is_reported(tmp_path):
     clinic = Clinic(tmp_path / "data")
     for data in clinic.data.values():

@@ -204,6 +204,15 @@ def test_measured_values_join_the_epoch(tmp_path):
 
 
 @pytest.mark.once
+def test_early_stop_of_a_value_that_never_was_a_number(capsys):
+    stop = EarlyStop("val_loss", 2)
+    stop.set_model(build_model())
+    for epoch in range(2):
+        stop.on_epoch_end(epoch, {"val_loss": float("nan")})
+    assert stop.model.stop_training and "not better than any number for 2 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.once
 def test_early_stop_goes_on_where_it_was():
     first, second = EarlyStop("val_loss", 2), EarlyStop("val_loss", 2)
     first.on_epoch_end(0, {"val_loss": 1.0})

@@ -102,6 +102,34 @@ def test_tensorboard_s_own_reader_sees_every_step_once(tmp_path):
     assert (events.Images("detections/0")[0].height, events.Images("detections/0")[0].width) == (2, 3)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("rest", [bytes(40), b"\xff" * 64, "damaged"])
+def test_what_a_crash_leaves_behind_the_events_is_taken_out(tmp_path, rest):
+    """Zeros, random lengths, and a record with other bytes inside."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from kmrcnn.engine.event_file import EventFile
+
+    writer = EventFile(tmp_path)
+    writer.begin(Place(0, 0, 0))
+    for step in (1, 2, 3):
+        writer.step(step, 1, {"loss": 1.0})
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    path.write_bytes(data[:-30] + b"\xff" * 26 + data[-4:] if rest == "damaged" else data + rest)
+    writer = EventFile(tmp_path)
+    writer.begin(Place(2 if rest == "damaged" else 3, 0, 0))
+    writer.step(4, 1, {"loss": 2.0})
+    writer.close()
+    assert data.startswith(path.read_bytes())
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    steps = (1, 2) if rest == "damaged" else (1, 2, 3)
+    assert [(event.step, event.value) for event in events.Scalars("step/loss")] == [*((s, 1) for s in steps), (4, 2)]
+
+
 class _Lines:
     """A writer that keeps what it gets."""
 

@@ -84,12 +84,34 @@ def test_cosine_by_segments():
     np.testing.assert_allclose(_rates(schedule, range(100)), wanted, rtol=1e-5)
 
 
+def test_a_cosine_may_begin_behind_the_warmup():
+    """liangheming's own code: 2 of 24 epochs of warm-up, then half a cosine in the other 22."""
+    config = _config(LEARNING_RATE=1e-4, LR_SCHEDULE="cosine", LR_UNIT="epoch", LR_TOTAL_STEPS=24, LR_MIN_FACTOR=0.1,
+                     LR_AFTER_WARMUP=True, WARMUP_STEPS=2, WARMUP_FACTOR=0.0, STEPS_PER_EPOCH=10)
+    schedule = default_optimizer(config)._learning_rate
+    wanted = [0, 5e-5, 1e-4, 5.5e-5, 1e-5, 1e-5]
+    np.testing.assert_allclose([_rate(schedule, step) for step in (0, 10, 20, 130, 240, 250)], wanted, rtol=1e-5)
+    segments = Schedule(1.0, "cosine", steps=[30], total=90, min_factor=0.1, warmup_steps=10, after_warmup=True)
+    np.testing.assert_allclose([_rate(segments, step) for step in (10, 20, 30, 60, 90)], [1, 0.55, 0.1, 0.055, 0.01],
+                               rtol=1e-5)
+    decay = Schedule(1.0, "exponential", gamma=0.01, total=110, warmup_steps=10, after_warmup=True)
+    np.testing.assert_allclose([_rate(decay, step) for step in (5, 10, 60, 110)], [2 / 3, 1, 0.1, 0.01], rtol=1e-5)
+
+
 def test_lengths_in_epochs_are_updates_of_accumulated_batches():
     config = _config(LR_SCHEDULE="multistep", LR_STEPS=(2, 3), LR_UNIT="epoch", WARMUP_STEPS=0.5, STEPS_PER_EPOCH=100,
                      GRADIENT_ACCUMULATION=4)
     schedule = default_optimizer(config)._learning_rate
     assert (schedule.steps, schedule.warmup_steps) == ([50, 75], 12.5)
     assert updates_between(config, 2, 5) == (50, 125)
+
+
+def test_drops_in_epochs():
+    """Between two updates where an epoch has no whole number of them."""
+    config = _config(LEARNING_RATE=1.0, LR_SCHEDULE="multistep", LR_STEPS=(2, 3), LR_UNIT="epoch", STEPS_PER_EPOCH=15,
+                     GRADIENT_ACCUMULATION=2)
+    schedule = default_optimizer(config)._learning_rate
+    assert [_rate(schedule, step) for step in (14, 15, 22, 23)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
 def test_drops_stay_at_epochs_that_have_no_whole_number_of_updates():

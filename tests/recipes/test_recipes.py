@@ -101,6 +101,45 @@ def test_liangheming_is_a_cosine_over_passes_with_an_average(file):
 
 
 @pytest.mark.once
+def test_liangheming_s_milestones_and_warmup(file):
+    """His own class: sorted milestones, the first cosine behind the warm-up; none: a constant rate."""
+    def rates(*overrides):
+        config = recipes.load(file(files.LIANGHEMING), overrides).config(STEPS_PER_EPOCH=10, GPU_COUNT=4)
+        config.validate()
+        return [rate(config, 10 * epoch) for epoch in (1, 2, 13, 24)]
+
+    assert rates("optim.warm_up_epoch=2") == pytest.approx([5e-5, 1e-4, 5.5e-5, 1e-5])
+    assert rates("optim.warm_up_epoch=2", "optim.milestones=[24, 13]") == pytest.approx([5e-5, 1e-4, 1e-5, 1e-6])
+    assert rates("optim.warm_up_epoch=2", "optim.milestones=[]") == pytest.approx([5e-5, 1e-4, 1e-4, 1e-4])
+    with pytest.raises(ValueError, match="optim.warm_up_epoch: found 24, expected fewer"):
+        rates("optim.warm_up_epoch=24")
+
+
+@pytest.mark.once
+def test_numbers_may_be_written_in_other_ways(file):
+    """Whole numbers as 9e4, and rates as 1e-3, which YAML 1.1 reads as text."""
+    recipe = recipes.load(file(files.MASKRCNN_BENCHMARK), ["SOLVER.MAX_ITER", "9e4", "SOLVER.IMS_PER_BATCH", "8.0"])
+    config = recipe.config()
+    config.validate()
+    assert (config.STEPS_PER_EPOCH * recipe.stages[0].epochs, config.BATCH_SIZE) == (90000, 8)
+    with pytest.raises(ValueError, match="e2e.yaml: a run of 90000.5 steps"):
+        recipes.load(file(files.MASKRCNN_BENCHMARK), ["SOLVER.MAX_ITER=90000.5"])
+    own = recipes.load(file("config:\nstages: [{layers: all, epochs: 2, learning_rate: 1e-3}]\n"))
+    assert own.stages[0].learning_rate == 0.001 and own.settings == {}
+    for stage in ("epochs: two", "epochs: 2.5", "epochs: 2, learning_rate: fast"):
+        with pytest.raises(ValueError, match="stages: found"):
+            recipes.load(file(f"stages: [{{layers: all, {stage}}}]\n"))
+
+
+@pytest.mark.once
+def test_an_epoch_is_a_pass_unless_its_steps_are_given(file):
+    for source in ("liangheming", file(files.LIANGHEMING)):
+        recipe = recipes.load(source, ["STEPS_PER_EPOCH=5"])
+        assert not recipe.one_pass and recipe.config(images=1000).STEPS_PER_EPOCH == 5
+        assert recipes.load(source, ["SEED=5"]).config(images=1000).STEPS_PER_EPOCH == 63
+
+
+@pytest.mark.once
 def test_overrides_are_the_files_keys_and_ours(file):
     path = file(files.MASKRCNN_BENCHMARK)
     recipe = recipes.load(path, ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "(480000, 640000)",
