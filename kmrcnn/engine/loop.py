@@ -275,9 +275,13 @@ class _Run:
         return self._average.shown(show) if self._average else contextlib.nullcontext()
 
     def _rescue(self, error: BaseException) -> None:
-        """Save what an error leaves whole. Other processes may not be there to take part."""
+        """Save what an error leaves whole. Other processes may not be there to take part.
+
+        One that a signal asked for comes behind its checkpoint, or is a second signal, which waits for none.
+        """
+        asked = self.signals.received is not None and isinstance(error, KeyboardInterrupt | SystemExit)
         alone = self._replicas is None or self._replicas.shard[1] == 1
-        if self._intact and alone and not isinstance(error, TrainingDiverged):
+        if self._intact and alone and not asked and not isinstance(error, TrainingDiverged):
             try:
                 self._save()
             except Exception as second:  # the first error is the one to see

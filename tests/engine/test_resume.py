@@ -129,6 +129,34 @@ def test_a_signal_during_validation(straight, tmp_path):
 
 
 @pytest.mark.once
+def test_a_signal_behind_the_last_step_ends_the_script_too(straight, tmp_path):
+    class Ends(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    training = Training(tmp_path)
+    with pytest.raises(SystemExit):
+        training.run(callbacks=[_plateau(), Ends()])
+    assert read_last(tmp_path / "state").notes["stages"][-1]["finished"]
+    _assert_same(straight[0], training)
+
+
+@pytest.mark.once
+def test_a_second_signal_waits_for_no_other_checkpoint(tmp_path, monkeypatch):
+    """It comes while the first one's checkpoint is written."""
+    written = []
+
+    def write(path, *_):
+        written.append(os.path.basename(path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kmrcnn.engine.keeper.write_checkpoint", write)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path).run(StoppingAt(2, signal.SIGINT))
+    assert written == ["0000-000003"]
+
+
+@pytest.mark.once
 def test_average_schedule_and_early_stopping_are_restored(tmp_path):
     def optimizer():
         rate = keras.optimizers.schedules.CosineDecay(0.05, STEPS * 20)
