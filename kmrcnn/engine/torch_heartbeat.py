@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
 import threading
 import time
 
 import torch.distributed as dist
 
-from kmrcnn.engine.launch import tell_parent
+from kmrcnn.engine.launch import end_at_once, tell_parent
 
 
 class Heartbeat:
@@ -88,6 +87,7 @@ class Heartbeat:
 
 
 def _end(message: str) -> None:
-    print(f"ERROR: {message}", file=sys.stderr, flush=True)
     tell_parent(message)
-    os._exit(1)
+    with contextlib.suppress(OSError, ValueError):  # nobody may read it
+        print(f"ERROR: {message}", file=sys.stderr, flush=True)
+    end_at_once()
