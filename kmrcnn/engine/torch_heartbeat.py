@@ -53,7 +53,6 @@ class Heartbeat:
 
     def _run(self) -> None:
         published = -1
-        pause = min(self._timeout / 8, 5.0)
         while not self._ends.is_set():
             if published != self._beats:
                 published = self._beats
@@ -61,7 +60,7 @@ class Heartbeat:
                     self._store.set(f"beat/{self._rank}", str(published))
             if self._on and time.monotonic() - self._since > self._timeout:
                 self._judge()
-            self._ends.wait(pause)
+            self._ends.wait(min(self._timeout / 8, 5.0))
 
     def _judge(self) -> None:
         """End the process if it waits for others that are behind, or if nobody has moved for longer still."""
