@@ -9,6 +9,7 @@ import re
 
 from kmrcnn.engine.checkpoint import read_last
 from kmrcnn.engine.run import STATE_FOLDER
+from kmrcnn.importers.atomic_file import remove_leftovers
 
 _STAMP = "%Y%m%dT%H%M"
 _WEIGHTS = re.compile(r"(?P<name>.+?)(?P<date>\d{8}T\d{4})[/\\]mask_rcnn_.*?(?P<epoch>\d{4})\.h5$")
@@ -50,24 +51,36 @@ class RunFolder:
         """Go on in a folder."""
         self.path, self.continues = path, True
 
-    def own(self) -> None:
-        """Settle on the path: a new run never writes into the folder of another one of the same minute."""
-        while not self.continues and os.path.isdir(self.path) and os.listdir(self.path):
-            minute = datetime.datetime.strptime(self.path[-13:], _STAMP) + datetime.timedelta(minutes=1)
-            self.path = f"{self.path[:-13]}{minute:{_STAMP}}"
-        self.continues = True
-
     def make(self) -> None:
-        """Make the folder.
+        """Make the folder, if there is need; a new run's is never that of another one of the same minute.
+
+        What a run that was killed has left half-written in it is removed.
 
         Raises:
             OSError: it cannot be made.
         """
         try:
-            os.makedirs(self.path, exist_ok=True)
+            if self.continues:
+                os.makedirs(self.path, exist_ok=True)
+            else:
+                self._make_own()
         except OSError as error:
             raise type(error)(error.errno, f"The run's folder {self.path} cannot be made ({error.strerror}); choose "
                                            "another model_dir") from error
+        self.continues = True
+        remove_leftovers(self.path)
+
+    def _make_own(self) -> None:
+        """Make a folder that nobody else has, not even a run that begins in this moment; settle on its path."""
+        if not os.path.exists(self.model_dir):
+            os.makedirs(self.model_dir, exist_ok=True)
+        while True:
+            try:
+                os.mkdir(self.path)
+                return
+            except FileExistsError:
+                minute = datetime.datetime.strptime(self.path[-13:], _STAMP) + datetime.timedelta(minutes=1)
+                self.path = f"{self.path[:-13]}{minute:{_STAMP}}"
 
 
 def find_runs(model_dir: str, name: str) -> list[str]:

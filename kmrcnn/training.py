@@ -88,7 +88,6 @@ class Trainer:
             history.on_train_begin()
             return history
         if self._replicas.is_main:
-            self.folder.own()
             self.folder.make()
         # The others may have begun in another minute, and may see the folder of all runs in another place.
         name = self._replicas.share(os.path.basename(self.folder.path))

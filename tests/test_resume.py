@@ -212,9 +212,11 @@ def test_a_run_without_state_goes_on_from_its_weights_with_a_warning(tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_begins_again_in_its_folder(tmp_path):
     (tmp_path / "tiny20250101T0000" / "state" / ".0000-000001.x.tmp").mkdir(parents=True)
     (tmp_path / "tiny20250101T0000" / "log.csv").write_text("epoch,loss\r\n1,2.0\r\n2,1")
+    (tmp_path / "tiny20250101T0000" / ".half_a_weight_file.tmp").write_text("")
     model = _script(tmp_path, stages=(("heads", 1),))
     assert os.path.basename(model.log_dir) == "tiny20250101T0000"
     assert [line.split(",")[0] for line in Path(model.log_dir, "log.csv").read_text().splitlines()] == ["epoch", "1"]
+    assert not [name for name in os.listdir(model.log_dir) if name.endswith(".tmp")]
 
 
 @pytest.mark.once

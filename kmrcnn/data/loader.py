@@ -135,6 +135,9 @@ class DataLoader:
                 batch = ahead.popleft().result()
                 ahead.extend(pool.submit(build, step) for step in itertools.islice(steps, 1))
                 yield batch
+        except KeyboardInterrupt:
+            self.close()  # a thread that waits for a worker that hangs would be waited for
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 

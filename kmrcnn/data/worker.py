@@ -7,6 +7,7 @@ else, and ends when its parent does.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -14,13 +15,15 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from kmrcnn.data.reader import SampleReader
 from kmrcnn.data.shared import SharedMemory, dumps, load, shared_memory
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)  # often sent to all processes; the parent decides when to end
 
 
 class PackedList(Sequence):
@@ -62,13 +65,15 @@ class WorkerProcess:
         }
         self._memory = shared_memory()
         descriptors = () if self._memory is None else (self._memory.descriptor,)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from kmrcnn.data.worker import main; main({', '.join(map(str, descriptors))})"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            pass_fds=descriptors,
-        )
+        with _held_back():
+            self.process = subprocess.Popen(
+                [sys.executable, "-c",
+                 f"from kmrcnn.data.worker import main; main({', '.join(map(str, descriptors))})"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                pass_fds=descriptors,
+            )
         try:
             self.process.stdin.write(payload)
             self.process.stdin.flush()
@@ -112,11 +117,26 @@ class WorkerProcess:
             self._memory = None
 
 
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """A child that starts in the block gets no signal that asks for an end before it can say that it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def main(descriptor: int | None = None) -> None:
     """The child: answer calls from stdin until it closes; arrays go through the memory of `descriptor`."""
     memory = None if descriptor is None else SharedMemory(descriptor)
-    for number in (signal.SIGINT, signal.SIGTERM):  # often sent to all processes; the parent decides when to end
+    for number in _ENDING:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what user code prints must not end up between the pickles
     calls = sys.stdin.buffer

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from kmrcnn.importers.atomic_file import folder_written_atomically
+from kmrcnn.importers.atomic_file import folder_written_atomically, remove_leftovers
 
 _FORMAT = 1
 _NAME = re.compile(r"(\d{4,})-(\d{6,})")
@@ -123,9 +123,7 @@ def tidy(folder: str | os.PathLike, last: str | None) -> None:
     What a killed run left half-written is removed. Newer checkpoints, damaged or of a continuation that is not
     continued, would pass for the newest ones: they are set aside under the name aside-…, until the next ones are.
     """
-    for name in os.listdir(folder):
-        if name.startswith(".") and name.endswith(".tmp"):
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    remove_leftovers(folder)
     newer = list(itertools.takewhile(lambda path: last is None or os.path.basename(path) != os.path.basename(last),
                                      list_checkpoints(folder)))
     if newer:

@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 
 _PARENT, _LISTEN = "KMRCNN_PARENT", "KMRCNN_LISTEN"  # numbers of inherited sockets
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit status of a process that a signal stopped in order
-_GRACE = 10.0  # seconds that the others have to end by themselves
+_GRACE = 10.0  # seconds that one that has failed, and then the others, have to end by themselves
+_LAST_WORDS = 5.0  # seconds for what ended processes wrote to be shown
 
 
 def run(main: Callable[[], Any], devices: int | None = None) -> Any:
@@ -64,6 +65,21 @@ def tell_parent(message: str) -> None:
             os.write(int(descriptor), message.replace("\n", " ").encode() + b"\n")
 
 
+def end_at_once() -> NoReturn:
+    """End this process with exit status 1, whatever its other threads do. What it has printed is not lost."""
+    # In a thread, because a print that waits for its reader would make this one wait as well.
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(2.0)
+    os._exit(1)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
 def _as_replica(main: Callable[[], Any]) -> Any:
     from kmrcnn.engine.torch_replicas import use_own_device
 
@@ -85,7 +101,7 @@ def _end_with_parent(descriptor: int) -> None:
     """Nobody would end this process once its parent was killed."""
     with contextlib.suppress(OSError):
         os.read(descriptor, 1)
-    os._exit(1)
+    end_at_once()
 
 
 class Processes:
@@ -109,6 +125,7 @@ class Processes:
     def __init__(self, command: Sequence[str], count: int, environment: dict[str, str] | None = None):
         self._environment = dict(os.environ if environment is None else environment)
         self.stopped = 0
+        self._asked: set[int] = set()  # signals passed on
         self._messages: list[str] = []
         self._all: list[subprocess.Popen] = []
         self._threads: list[threading.Thread] = []
@@ -150,25 +167,43 @@ class Processes:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def stop(self, number: int) -> None:
+        """Pass on a signal that asks for an end; those that end by it have not failed."""
+        self._asked.add(number)
+        self.send(number)
+
     def wait(self) -> str | None:
         """Wait for all of them. Ends all when one fails. Returns why, None if none failed.
 
         One that stopped because of a signal has not failed; the others, which stop too, may still be writing.
         """
+        told: float | None = None
         while True:
             codes = [process.poll() for process in self._all]
-            if any(code not in (None, 0, *_STOPPED) for code in codes):
+            if self._messages and told is None:
+                told = time.monotonic()
+            # One that has told of its failure may be unable to end: a thread of it may wait for another process.
+            late = told is not None and time.monotonic() - told > _GRACE
+            if late or any(code not in (None, 0, *_STOPPED) for code in codes):
                 return self._end()
             if None not in codes:
                 self.stopped = max(codes)
+                self._hear_out()
                 return None
             time.sleep(0.05)
 
-    def _end(self) -> str:
-        """End what still runs; returns what was the matter with the one that failed first."""
+    def _hear_out(self) -> None:
+        """Show what ended processes have written. What they have started may keep their stderr open."""
+        limit = time.monotonic() + _LAST_WORDS
+        for thread in self._threads:
+            thread.join(max(0.0, limit - time.monotonic()))
+
+    def _end(self) -> str | None:
+        """End what still runs; returns what was the matter with the one that failed first, None if it was asked to."""
         time.sleep(0.2)  # its last words may be on their way
-        killed = [(rank, -process.returncode) for rank, process in enumerate(self._all)
-                  if process.poll() is not None and process.returncode < 0]
+        ended = [(rank, -process.returncode) for rank, process in enumerate(self._all)
+                 if process.poll() is not None and process.returncode < 0]
+        killed = [(rank, number) for rank, number in ended if number not in self._asked]
         failed = [(rank, process.returncode) for rank, process in enumerate(self._all) if process.poll()]
         self.send(signal.SIGTERM)
         self.send(signal.SIGCONT)  # one that was stopped takes notice only then
@@ -179,8 +214,10 @@ class Processes:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for thread in self._threads:
-            thread.join(1.0)
+        self._hear_out()
+        if ended and not killed:  # before it could stop in order; the others fail without it
+            self.stopped = 128 + ended[0][1]
+            return None
         if killed:
             rank, number = killed[0]
             hint = ", perhaps for lack of memory" if number == signal.SIGKILL else ""
@@ -195,7 +232,7 @@ class Processes:
 def _passed_on(processes: Processes):
     """Pass on the signals that ask for an end; the processes decide when they are done."""
     def pass_on(number: int, frame: Any) -> None:
-        processes.send(number)
+        processes.stop(number)
 
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = [signal.signal(number, pass_on) for number in numbers]
@@ -222,5 +259,7 @@ def _listening(port: int):
 
 def _forward(stream: Any, rank: int) -> None:
     for line in stream:
-        sys.stderr.write(f"[replica {rank}] {line.decode(errors='replace')}")
-        sys.stderr.flush()
+        # Where nobody reads any more the process must not wait for a reader either.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"[replica {rank}] {line.decode(errors='replace')}")
+            sys.stderr.flush()

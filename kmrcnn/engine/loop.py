@@ -106,7 +106,7 @@ class _Run:
 
     `_intact`: whether model, optimizer and callbacks stand at the place that `_place` says, so that they can be saved.
     `_lost`: whether the last epoch's loss was not finite.
-    `_due`: whether a checkpoint is due, in the view of all processes.
+    `_due`, `_stopping`: whether a checkpoint is due, and `stop_training` set, in the view of all processes.
     """
 
     signals: StopSignals
@@ -120,7 +120,8 @@ class _Run:
         self._average = getattr(train_step, "average", None)
         self._measure = measure
         self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
-        self._place, self._intact, self._lost, self._due, self._since_vote = (0, 0), False, False, False, 0
+        self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
+        self._due, self._stopping = False, False
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
         """Train from a place on."""
@@ -133,6 +134,7 @@ class _Run:
             if self._state:
                 self._state.restore(self._model, self._optimizer, self._train_step, self._hooks.callbacks,
                                     self._meter.means)
+                self._model.stop_training = self._stopping = self._state.stopping
             for number in range(epoch, self._epochs):
                 if self._epoch(batches, number, step):
                     break
@@ -156,7 +158,8 @@ class _Run:
             self._hooks.on_epoch_begin(epoch)
         self._place, self._intact = (epoch, done), True
         self._stop_if_asked(vote=True)
-        self._train(batches, epoch, done)
+        if not self._stopping:
+            self._train(batches, epoch, done)
         logs = self._meter.read()
         self._train_step.sync()
         with self._average_shown():
@@ -243,6 +246,7 @@ class _Run:
             self._replicas.beat()
         leave, due, stop = self._agreed([self.signals.received is not None, due, self._model.stop_training], vote)
         self._due |= due
+        self._stopping |= stop
         # What can wait is not saved inside a round of accumulated batches, which votes may always fall into.
         if leave or (self._due and self._train_step.accumulated == 0):
             self._save()
@@ -268,16 +272,20 @@ class _Run:
         if not self._lost and math.isfinite(self._meter.read().get("loss", 0.0)):
             with self._average_shown(False):
                 self._state.save(*self._place, self._model, self._optimizer, self._train_step, self._hooks.callbacks,
-                                 self._meter.means, **about)
+                                 self._meter.means, stopping=self._stopping and self._place[1] > 0, **about)
 
     def _average_shown(self, show: bool = True) -> contextlib.AbstractContextManager:
         """See `Average.shown`; without an average, nothing."""
         return self._average.shown(show) if self._average else contextlib.nullcontext()
 
     def _rescue(self, error: BaseException) -> None:
-        """Save what an error leaves whole. Other processes may not be there to take part."""
+        """Save what an error leaves whole. Other processes may not be there to take part.
+
+        One that a signal asked for comes behind its checkpoint, or is a second signal, which waits for none.
+        """
+        asked = self.signals.received is not None and isinstance(error, KeyboardInterrupt | SystemExit)
         alone = self._replicas is None or self._replicas.shard[1] == 1
-        if self._intact and alone and not isinstance(error, TrainingDiverged):
+        if self._intact and alone and not asked and not isinstance(error, TrainingDiverged):
             try:
                 self._save()
             except Exception as second:  # the first error is the one to see

@@ -63,6 +63,11 @@ class RunState:
             return self.stages[-1].first_epoch, 0
         return self.resumed.notes["epoch"], self.resumed.notes["step"]
 
+    @property
+    def stopping(self) -> bool:
+        """Whether training was to end at this place, with the end of an epoch that had no more steps to come."""
+        return self.resumed is not None and self.resumed.notes.get("stopping", False)
+
     def restore(self, model: keras.Model, optimizer, train_step, callbacks: Sequence, means: RunningMean) -> None:
         """Put everything back to where the checkpoint was written; without one, do nothing.
 
@@ -90,7 +95,8 @@ class RunState:
         return self.keeper is not None and self.keeper.due()
 
     def save(self, epoch: int, step: int, model: keras.Model, optimizer, train_step, callbacks: Sequence,
-             means: RunningMean, *, finished: bool = False, logs: Mapping[str, float] | None = None) -> bool:
+             means: RunningMean, *, stopping: bool = False, finished: bool = False,
+             logs: Mapping[str, float] | None = None) -> bool:
         """Write the state after `epoch` epochs and `step` steps; see `Keeper.save`.
 
         Every replica calls it; the one with the keeper writes.
@@ -105,7 +111,7 @@ class RunState:
             states, arrays = callback_state.collect(callbacks)
             arrays |= _model_arrays(model) | _optimizer_arrays(optimizer)
             arrays |= {f"step/{name}": np.asarray(value) for name, value in own.items()}
-            notes = {"epoch": epoch, "step": step, "means": means.state(), "callbacks": states,
+            notes = {"epoch": epoch, "step": step, "stopping": stopping, "means": means.state(), "callbacks": states,
                      "optimizer": type(_inner(optimizer)).__name__, "stages": [asdict(stage) for stage in self.stages],
                      "written": datetime.datetime.now().isoformat(timespec="seconds"), "versions": versions(),
                      "backend": keras.backend.backend()}

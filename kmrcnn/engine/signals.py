@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ class StopSignals:
     """Context manager that notes the first SIGTERM or SIGINT; one that comes later ends the process at once.
 
     In other threads than the main one, where Python allows no handlers, it does nothing. The handlers that were there
-    come back at the end.
+    come back at the end, and a signal that came too late for the block to act on it ends it as `leave` does.
 
     Attributes:
         received: the signal, None before.
@@ -32,8 +33,10 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
         self._restore()
+        if kind is None and self.received is not None:
+            self.leave()
 
     def leave(self) -> None:
         """End as the signal asks for.
@@ -49,8 +52,10 @@ class StopSignals:
     def _note(self, number: int, _frame) -> None:
         if self.received is None:
             self.received, self._since = signal.Signals(number), time.monotonic()
-            print(f"\n{self.received.name}: stopping behind this step, with a checkpoint. A second one stops at once.",
-                  flush=True)
+            # Its reader may be gone, as `tee` is after Ctrl-C, or the signal has come in the middle of another print.
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                print(f"\n{self.received.name}: stopping behind this step, with a checkpoint. A second one stops at "
+                      "once.", flush=True)
         elif time.monotonic() - self._since > _SAME:
             self._restore()
             os.kill(os.getpid(), number)

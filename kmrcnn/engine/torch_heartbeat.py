@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import sys
 import threading
 import time
 
 import torch.distributed as dist
 
-from kmrcnn.engine.launch import tell_parent
+from kmrcnn.engine.launch import end_at_once, tell_parent
 
 
 class Heartbeat:
@@ -54,7 +53,6 @@ class Heartbeat:
 
     def _run(self) -> None:
         published = -1
-        pause = min(self._timeout / 8, 5.0)
         while not self._ends.is_set():
             if published != self._beats:
                 published = self._beats
@@ -62,7 +60,7 @@ class Heartbeat:
                     self._store.set(f"beat/{self._rank}", str(published))
             if self._on and time.monotonic() - self._since > self._timeout:
                 self._judge()
-            self._ends.wait(pause)
+            self._ends.wait(min(self._timeout / 8, 5.0))
 
     def _judge(self) -> None:
         """End the process if it waits for others that are behind, or if nobody has moved for longer still."""
@@ -88,6 +86,7 @@ class Heartbeat:
 
 
 def _end(message: str) -> None:
-    print(f"ERROR: {message}", file=sys.stderr, flush=True)
     tell_parent(message)
-    os._exit(1)
+    with contextlib.suppress(OSError, ValueError):  # nobody may read it
+        print(f"ERROR: {message}", file=sys.stderr, flush=True)
+    end_at_once()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import datetime
+import functools
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,19 +31,17 @@ class TorchReplicas(Replicas):
 
     Args:
         group: the processes; all of them by default.
-        store: what they share, to tell the others of progress.
-        timeout: seconds.
+        heartbeat: of this process, to tell the others of progress; with its `timeout`.
 
     Attributes:
         group: name of the processes' group, as the ops of `kmrcnn.ops.torch_collectives` want it.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, store: dist.Store | None = None,
-                 timeout: float = TIMEOUT):
+    def __init__(self, group: dist.ProcessGroup | None = None, heartbeat: Heartbeat | None = None):
         self._group = group or dist.group.WORLD
         self.group = self._group.group_name
         self.rank, self.count = self._group.rank(), self._group.size()
-        self._heartbeat = None if store is None else Heartbeat(store, self.rank, self.count, timeout)
+        self._heartbeat = heartbeat
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """See `Replicas`. The gradient is summed as well, where there is one."""
@@ -129,10 +128,16 @@ def join(count: int | None, environment: Mapping[str, str] = os.environ,
     if not dist.is_initialized():
         use_own_device(environment)
         _connect(environment, timeout)
+    return TorchReplicas(heartbeat=_heartbeat(timeout))
+
+
+@functools.cache
+def _heartbeat(timeout: float) -> Heartbeat:
+    """One for all models of a process: others would compare the counts of a second one with those of the first."""
     # A connection of its own: the heartbeat must not wait for what the main thread asks for.
     store = dist.PrefixStore("kmrcnn", dist.distributed_c10d._get_default_store().clone())
     store.set_timeout(datetime.timedelta(seconds=timeout))
-    return TorchReplicas(store=store, timeout=timeout)
+    return Heartbeat(store, dist.get_rank(), dist.get_world_size(), timeout)
 
 
 def make(config: Any, training: bool, environment: Mapping[str, str] = os.environ) -> Replicas | None:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -21,7 +21,8 @@ def written_atomically(filepath: str | os.PathLike) -> Iterator[str]:
         flush_to_disk(temporary)
         os.replace(temporary, filepath)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):  # Ctrl-C just behind the move
+            os.unlink(temporary)
         raise
     flush_to_disk(os.path.dirname(filepath) or ".")
 
@@ -46,6 +47,21 @@ def folder_written_atomically(folder: str | os.PathLike) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_to_disk(parent)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what processes that were killed have left of files and folders they wrote into a folder.
+
+    None may be writing there.
+    """
+    for entry in os.scandir(folder):
+        if not (entry.name.startswith(".") and entry.name.endswith(".tmp")):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                os.unlink(entry.path)
 
 
 def flush_to_disk(path: str | os.PathLike) -> None:

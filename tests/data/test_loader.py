@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -172,6 +175,37 @@ def test_a_dead_worker_is_an_error():
     with DataLoader(shapes(kind=Deadly), make_config(LOADER_BACKEND="process"), workers=1) as loader:
         with pytest.raises(RuntimeError, match="worker process was ended by signal 9"):
             next(loader.stream())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_asks_for_an_end_ends_no_worker_that_starts(number):
+    """Ctrl-C goes to all processes of a terminal; the parent decides."""
+    with DataLoader(shapes(), make_config(LOADER_BACKEND="process"), workers=1) as loader:
+        loader._prepare_workers()
+        os.kill(loader._processes[0].process.pid, number)
+        assert len(list(loader.stream(0, 2))) == 2
+        assert not set(signal.pthread_sigmask(signal.SIG_BLOCK, ())) & {signal.SIGINT, signal.SIGTERM}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such signals")
+def test_a_worker_that_hangs_can_be_interrupted():
+    with DataLoader(shapes(), make_config(LOADER_BACKEND="process"), workers=1) as loader:
+        next(stream := loader.stream())
+        worker = loader._processes[0].process
+        os.kill(worker.pid, signal.SIGSTOP)
+        handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        timers = [threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)),
+                  threading.Timer(30.0, os.kill, (worker.pid, signal.SIGCONT))]
+        for timer in timers:
+            timer.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                list(stream)
+            assert worker.poll() == -signal.SIGKILL, "it went on only because it was woken up"
+        finally:
+            timers[1].cancel()
+            signal.signal(signal.SIGINT, handler)
 
 
 def test_images_without_instances_are_kept():

@@ -14,7 +14,7 @@ from kmrcnn.engine.launch import Processes
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
 
 
-def together(function: Callable, *arguments: Any, folder: Path, count: int = 2, timeout: float = 60.0) -> list[Any]:
+def together(function: Callable, *arguments: Any, folder: Path, count: int = 2, timeout: float = 300.0) -> list[Any]:
     """What function(*arguments) returns in each process, in order.
 
     Args:

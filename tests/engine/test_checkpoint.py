@@ -20,6 +20,7 @@ from kmrcnn.engine.checkpoint import (
     write_checkpoint,
 )
 from kmrcnn.engine.keeper import Keeper
+from kmrcnn.importers.atomic_file import remove_leftovers
 
 pytestmark = pytest.mark.once
 
@@ -124,6 +125,15 @@ def test_half_written_ones_go_and_newer_ones_are_set_aside(tmp_path):
     tidy(tmp_path, None)
     assert _names(tmp_path) == ["aside-0001-000000", "aside-0002-000000"]
     assert list_checkpoints(tmp_path) == []
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    (tmp_path / ".abc.tmp").write_text("half")
+    (tmp_path / ".0004-000000.abc.tmp").mkdir()
+    for name in (".hidden", "notes.tmp", "log.csv"):
+        (tmp_path / name).write_text("of a user")
+    remove_leftovers(tmp_path)
+    assert _names(tmp_path) == [".hidden", "log.csv", "notes.tmp"]
 
 
 class Clock:

@@ -22,17 +22,28 @@ pytestmark = [pytest.mark.once,
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def _fail_in_second(how: str) -> float:
-    """Two replicas of which the second fails before its third step."""
+def _fail_in_second(how: str, patience: float = 60.0) -> float:
+    """Two replicas of which the second fails before its third step, the first with another model.
+
+    Args:
+        patience: seconds without progress from then on; what comes before may take longer.
+    """
     from kmrcnn.engine.execution import Execution
     from kmrcnn.engine.step import build_train_step
     from kmrcnn.engine.torch_replicas import join
     from tests.engine.fakes import Batches, build_model
 
-    replicas, model, batches = join(2), build_model(), Batches()
-    step = build_train_step(model, keras.optimizers.SGD(0.1), {}, 0.0, execution=Execution("eager", replicas=replicas))
+    def make_step():
+        return build_train_step(build_model(), keras.optimizers.SGD(0.1), {}, 0.0,
+                                execution=Execution("eager", replicas=join(2)))
+
+    step, batches = make_step(), Batches()
     for index in range(4):
-        if index == 2 and replicas.rank == 1:
+        if index == 2:
+            step.close()
+            step = make_step()
+            join(2)._heartbeat._timeout = patience
+        if index == 2 and join(2).rank == 1:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "stopped":
@@ -45,17 +56,17 @@ def _fail_in_second(how: str) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize(("how", "timeout", "words"), [
+@pytest.mark.parametrize(("how", "patience", "words"), [
     ("killed", 60.0, "replica 1 of 2 was killed by SIGKILL"),
     ("failing", 60.0, "replica 1 of 2 failed: OSError: disk on fire"),
     ("hanging", 6.0, r"replica 1 hangs: replica 0 has waited for ([6-9]|\d\d) s"),
     ("stopped", 6.0, r"replica 1 hangs: replica 0 has waited for ([6-9]|\d\d) s"),
 ])
-def test_a_replica_that_fails_ends_the_run_and_is_named(how, timeout, words, tmp_path):
+def test_a_replica_that_fails_ends_the_run_and_is_named(how, patience, words, tmp_path):
     start = time.monotonic()
     with pytest.raises(RuntimeError, match=words):
-        together(_fail_in_second, how, folder=tmp_path, timeout=timeout)
-    assert time.monotonic() - start < 200  # the second would sleep for 1000
+        together(_fail_in_second, how, patience, folder=tmp_path, timeout=200.0)
+    assert time.monotonic() - start < 800  # the second would sleep for 1000
 
 
 def _script(folder: Path, body: str) -> Path:
@@ -124,3 +135,64 @@ def test_a_wrong_number_of_processes_is_refused():
     assert join(3, {}) is None
     with pytest.raises(ValueError, match="GPU_COUNT: found 3, expected 2"):
         join(3, {"WORLD_SIZE": "2", "RANK": "0"})
+
+
+def _processes(code: str) -> launch.Processes:
+    """Two processes that know their number, as `rank`, and have no backend to load."""
+    begin = "import os, signal, sys, time\nrank = os.environ['RANK']\n"
+    return launch.Processes([sys.executable, "-c", begin + code], 2)
+
+
+def test_one_that_has_told_of_its_failure_and_cannot_end_is_ended(monkeypatch):
+    monkeypatch.setattr(launch, "_GRACE", 0.5)
+    told = "os.write(int(os.environ['KMRCNN_PARENT']), b'replica 1 failed: disk on fire\\n')"
+    assert _processes(f"if rank == '1': {told}\ntime.sleep(1000)").wait() == "replica 1 failed: disk on fire"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_those_that_a_signal_ends_before_they_can_stop_in_order_have_not_failed(number, tmp_path, monkeypatch):
+    """The second one does not take notice of the signal; what it waits for is gone with the first one."""
+    monkeypatch.setattr(launch, "_GRACE", 0.5)
+    signals = "(signal.SIGTERM, signal.SIGINT)"
+    processes = _processes(f"[signal.signal(n, signal.SIG_DFL if rank == '0' else signal.SIG_IGN) for n in {signals}]\n"
+                           f"open({str(tmp_path)!r} + '/' + rank, 'w')\ntime.sleep(1000)")
+    while len(os.listdir(tmp_path)) < 2:
+        time.sleep(0.01)
+    processes.stop(number)
+    assert processes.wait() is None and processes.stopped == 128 + number
+
+
+class _Stderr:
+    """Takes its time for a line, or has no reader any more."""
+
+    def __init__(self, gone: bool):
+        self.lines, self._gone = [], gone
+
+    def write(self, text):
+        if self._gone:
+            raise BrokenPipeError
+        time.sleep(0.005)
+        self.lines.append(text)
+
+    def flush(self):
+        pass
+
+
+def test_last_words_are_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr := _Stderr(gone=False))
+    monkeypatch.setattr(launch, "_LAST_WORDS", 100.0)
+    assert _processes("if rank == '1': sys.stderr.write('a line\\n' * 200)").wait() is None
+    assert stderr.lines == ["[replica 1] a line\n"] * 200
+
+
+def test_nobody_waits_for_a_reader_that_is_gone(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", _Stderr(gone=True))
+    assert _processes("if rank == '1': sys.stderr.write('a line\\n' * 100_000)").wait() is None
+
+
+def test_a_process_that_ends_at_once_has_shown_what_it_printed(tmp_path):
+    environment = _environment()
+    environment.pop("PYTHONUNBUFFERED", None)
+    script = _script(tmp_path, "print('a line')\nlaunch.end_at_once()\n")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "a line\n"), done.stderr

@@ -245,7 +245,7 @@ class _Two(Replicas):
 class _Due:
     """A state for which a checkpoint is always due."""
 
-    place = (0, 0)
+    place, stopping = (0, 0), False
 
     def __init__(self):
         self.saved = []

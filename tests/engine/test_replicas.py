@@ -5,8 +5,10 @@ In processes of their own, because devices can be divided only before a backend 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -55,11 +57,20 @@ def _cluster(index: int, ports: list[int]) -> dict[str, str]:
             "JAX_COORDINATOR_ADDRESS": hosts[0], "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
 
 
+def _free_ports(count: int) -> list[int]:
+    """Not of those that the system gives to whoever asks for any: nobody takes them until they are used."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 30_000), 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
 def test_two_processes_train_as_one_device():
-    with socket.socket() as first, socket.socket() as second:
-        for each in (first, second):
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in (first, second)]
+    ports = _free_ports(2)
     processes = [subprocess.Popen([sys.executable, "tests/engine/two_processes.py"], cwd=ROOT, text=True,
                                   env=_environment(**_cluster(index, ports)), stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE) for index in range(2)]

@@ -129,6 +129,68 @@ def test_a_signal_during_validation(straight, tmp_path):
 
 
 @pytest.mark.once
+def test_a_signal_behind_the_last_step_ends_the_script_too(straight, tmp_path):
+    class Ends(keras.callbacks.Callback):
+        def on_train_end(self, logs=None):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    training = Training(tmp_path)
+    with pytest.raises(SystemExit):
+        training.run(callbacks=[_plateau(), Ends()])
+    assert read_last(tmp_path / "state").notes["stages"][-1]["finished"]
+    _assert_same(straight[0], training)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("place", ["step", "validation"])
+def test_a_signal_behind_an_early_stop_does_not_make_the_run_longer(tmp_path, place):
+    class Early(keras.callbacks.Callback):
+        """Stops training behind the second step of the second epoch, where a signal may come, too."""
+
+        def __init__(self, signals=""):
+            super().__init__()
+            self.count, self._signals = 0, signals
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.count += 1
+            if self.count == STEPS + 2:
+                self.model.stop_training = True
+                self._send("step")
+
+        def on_test_begin(self, logs=None):
+            if self.count == STEPS + 2:
+                self._send("validation")
+
+        def _send(self, here):
+            if self._signals == here:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "straight").mkdir()
+    straight, last = Training(tmp_path / "straight"), Training(tmp_path)
+    straight.run(callbacks=[Early()])
+    with pytest.raises(SystemExit):
+        Training(tmp_path).run(callbacks=[Early(place)])
+    last.run(callbacks=[Early()])
+    _assert_same(straight, last)
+    assert read_last(tmp_path / "state").notes["stages"][-1]["finished"]
+
+
+@pytest.mark.once
+def test_a_second_signal_waits_for_no_other_checkpoint(tmp_path, monkeypatch):
+    """It comes while the first one's checkpoint is written."""
+    written = []
+
+    def write(path, *_):
+        written.append(os.path.basename(path))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kmrcnn.engine.keeper.write_checkpoint", write)
+    with pytest.raises(KeyboardInterrupt):
+        Training(tmp_path).run(StoppingAt(2, signal.SIGINT))
+    assert written == ["0000-000003"]
+
+
+@pytest.mark.once
 def test_average_schedule_and_early_stopping_are_restored(tmp_path):
     def optimizer():
         rate = keras.optimizers.schedules.CosineDecay(0.05, STEPS * 20)

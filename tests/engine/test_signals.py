@@ -18,8 +18,9 @@ pytestmark = pytest.mark.once
 def test_the_first_is_noted_and_a_later_one_is_not_ours(number, error, code, capsys, monkeypatch):
     seen = []
     before = signal.signal(number, lambda *_: seen.append("own"))
+    monkeypatch.setattr("kmrcnn.engine.signals._SAME", 1000.0)
     try:
-        with StopSignals() as signals:
+        with pytest.raises(error) as caught, StopSignals() as signals:
             assert signals.received is None
             os.kill(os.getpid(), number)
             assert signals.received == number and not seen
@@ -29,7 +30,6 @@ def test_the_first_is_noted_and_a_later_one_is_not_ours(number, error, code, cap
             monkeypatch.setattr("kmrcnn.engine.signals._SAME", 0.0)
             os.kill(os.getpid(), number)
             assert seen == ["own"]
-        with pytest.raises(error) as caught:
             signals.leave()
         assert getattr(caught.value, "code", None) == code
         os.kill(os.getpid(), number)
@@ -53,3 +53,25 @@ def test_handlers_come_back_and_other_threads_have_none():
     thread.start()
     thread.join()
     assert found == [before]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_one_that_nobody_acted_on_is_not_lost_and_hides_no_error(number, error):
+    with pytest.raises(error), StopSignals():
+        os.kill(os.getpid(), number)
+    with pytest.raises(ZeroDivisionError), StopSignals():
+        os.kill(os.getpid(), number)
+        raise ZeroDivisionError
+
+
+def test_one_is_noted_where_nothing_can_be_printed(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT

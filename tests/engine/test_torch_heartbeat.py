@@ -37,5 +37,22 @@ print("ends")
 def test_a_process_ends_in_order_while_its_progress_is_on_the_way():
     root = str(Path(__file__).resolve().parent.parent.parent)
     result = subprocess.run([sys.executable, "-c", _ENDS_WHILE_IT_TELLS], env={**os.environ, "PYTHONPATH": root},
-                            capture_output=True, text=True, timeout=120)
+                            capture_output=True, text=True, timeout=600)
     assert (result.returncode, result.stdout) == (0, "ends\n"), result.stderr
+
+
+def test_a_process_that_waits_in_vain_ends_though_nobody_reads_why(monkeypatch):
+    from kmrcnn.engine import torch_heartbeat
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    ended = []
+    monkeypatch.setattr(torch_heartbeat, "end_at_once", lambda: ended.append(True))
+    monkeypatch.setattr(torch_heartbeat, "tell_parent", ended.append)
+    monkeypatch.setattr("sys.stderr", Gone())
+    torch_heartbeat._end("replica 1 hangs")
+    assert ended == ["replica 1 hangs", True]

@@ -240,14 +240,14 @@ def test_bombs_and_damage_are_refused_at_once(path, monkeypatch, case):
     monkeypatch.setattr(pickle_values, "_MAX_ITEMS", 50_000)  # Reaching a million takes a second.
     path.write_bytes(pickled(BOMBS[case]))
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     try:
         with pytest.raises(BrokenWeightFileError, match=r"weights\.pkl is damaged"):
             read_pickle_file(path)
         assert tracemalloc.get_traced_memory()[1] < 150e6
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
 
 
 def test_endless_steps_end(path, monkeypatch):
