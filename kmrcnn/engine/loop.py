@@ -158,7 +158,7 @@ class _Run:
             self._hooks.on_epoch_begin(epoch)
         self._place, self._intact = (epoch, done), True
         self._stop_if_asked(vote=True)
-        if not self._stopping:
+        if not (self._stopping and done):  # an epoch has one step at least
             self._train(batches, epoch, done)
         logs = self._meter.read()
         self._train_step.sync()

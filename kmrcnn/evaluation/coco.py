@@ -273,7 +273,6 @@ class _Images:
             self.on_the_way.append(image_id)
             yield image
 
-
     def _check(self, image: np.ndarray) -> None:
         """Raise ValueError for an image that training would leave out, too."""
         channels = self._config.IMAGE_CHANNEL_COUNT

@@ -204,6 +204,18 @@ def test_measured_values_join_the_epoch(tmp_path):
 
 
 @pytest.mark.once
+def test_a_stop_before_the_first_step_leaves_an_epoch_of_one_step():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    batches = Batches()
+    history = _fit(build_model(), batches=batches, callbacks=[Stop()])
+    assert len(history.history["loss"]) == 2 and math.isfinite(history.history["loss"][1])
+    assert batches.steps[:5] == list(range(5))
+
+
+@pytest.mark.once
 def test_early_stop_of_a_value_that_never_was_a_number(capsys):
     stop = EarlyStop("val_loss", 2)
     stop.set_model(build_model())
