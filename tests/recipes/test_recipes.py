@@ -58,6 +58,16 @@ def rate(config, step):
 
 
 @pytest.mark.once
+def test_a_file_may_be_based_on_a_recipe_of_ours(file):
+    for base in ("1x", "1x.yaml"):
+        recipe = recipes.load(file(f"_BASE_: {base}\nconfig: {{IMAGE_MIN_DIM: 400}}\n", "own.yaml"))
+        assert recipe.settings["IMAGE_MIN_DIM"] == 400
+        assert recipe.stages == recipes.load("1x").stages
+    with pytest.raises(ValueError, match="own.yaml: _BASE_: found '4x', expected a file, relative to .*, or one of 1x"):
+        recipes.load(file("_BASE_: 4x\n", "own.yaml"))
+
+
+@pytest.mark.once
 def test_both_families_mean_the_same_network(file):
     one, two = (recipes.load(file(text)).config(PRESET="detectron", GPU_COUNT=1, IMAGES_PER_GPU=2).to_dict()
                 for text in (files.MASKRCNN_BENCHMARK, files.DETECTRON))
