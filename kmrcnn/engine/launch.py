@@ -100,7 +100,8 @@ class Processes:
         environment: os.environ by default; MASTER_PORT in it is the port they meet at, otherwise a free one.
 
     Attributes:
-        stopped: the exit status of processes that a signal stopped, else 0.
+        stopped: the exit status of processes that a signal stopped, else 0. One that a signal passed on by `send`
+            killed, before or behind its training, counts as stopped.
 
     Raises:
         SystemExit: the port is in use.
@@ -109,6 +110,7 @@ class Processes:
     def __init__(self, command: Sequence[str], count: int, environment: dict[str, str] | None = None):
         self._environment = dict(os.environ if environment is None else environment)
         self.stopped = 0
+        self._sent: set[int] = set()
         self._messages: list[str] = []
         self._all: list[subprocess.Popen] = []
         self._threads: list[threading.Thread] = []
@@ -146,6 +148,7 @@ class Processes:
 
     def send(self, number: int) -> None:
         """Send a signal to all that still run."""
+        self._sent.add(number)
         for process in self._all:
             if process.poll() is None:
                 process.send_signal(number)
@@ -156,13 +159,18 @@ class Processes:
         One that stopped because of a signal has not failed; the others, which stop too, may still be writing.
         """
         while True:
-            codes = [process.poll() for process in self._all]
+            codes = [self._status(process) for process in self._all]
             if any(code not in (None, 0, *_STOPPED) for code in codes):
                 return self._end()
             if None not in codes:
                 self.stopped = max(codes)
                 return None
             time.sleep(0.05)
+
+    def _status(self, process: subprocess.Popen) -> int | None:
+        """Exit status, the shell's if it is a signal of `send`; None while it runs."""
+        code = process.poll()
+        return 128 - code if code is not None and -code in self._sent else code
 
     def _end(self) -> str:
         """End what still runs; returns what was the matter with the one that failed first."""
