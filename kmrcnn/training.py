@@ -137,7 +137,7 @@ class Trainer:
                 validation_steps=config.VALIDATION_STEPS, callbacks=self._own([*logs.callbacks, *callbacks]),
                 save=self._save, verbose=verbose, state=state,
                 guard=Guard(config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None),
-                replicas=execution.replicas, measure=self._validation(data.validation, stage.epochs, logs.run))
+                replicas=execution.replicas, measure=self._validation(data.validation, stage.epochs, logs.run, verbose))
 
     def _loaders(self, data: Data, stack: contextlib.ExitStack) -> tuple[DataLoader, DataLoader | None]:
         shared = {"workers": data.workers, "shard": self._replicas.shard}
@@ -181,11 +181,11 @@ class Trainer:
         return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), self._replicas,
                          guard=True)
 
-    def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
+    def _validation(self, dataset: Dataset | None, last: int, log: RunLog, verbose: int) -> Validation | None:
         """COCO's numbers on the validation set, if they are wanted."""
         if not self._config.EVALUATE_EPOCHS or dataset is None:
             return None
-        return Validation(self._model, self._config, dataset, self.folder.path, last, log.show, self._replicas)
+        return Validation(self._model, self._config, dataset, self.folder.path, last, log.show, self._replicas, verbose)
 
     # ---- where the run stands ----
 
