@@ -52,7 +52,7 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
         if {"config", "stages"} & tree.keys():
             return Recipe.from_dict(path.stem, tree).changed(_ours(given))
         family = best_family(FAMILIES, tree)
-        theirs = {key: value for key, value in given.items() if family.names(key)}
+        theirs = {key: value for key, value in given.items() if family.names(key) or "." in key}  # ours have no dots
         values = translate(family, tree, theirs)
         recipe = Recipe.from_dict(identifier(path.stem), values)
         return recipe.changed(_ours({key: value for key, value in given.items() if key not in theirs}))
