@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -113,10 +114,16 @@ def configure(config: Config, args: argparse.Namespace) -> None:
 
 
 def start(work: Callable[[], None], config: Config, args: argparse.Namespace) -> None:
-    """Call `work` on as many devices as GPU_COUNT says; on torch in a process for each."""
+    """Call `work` on as many devices as GPU_COUNT says; on torch in a process for each.
+
+    Ctrl-C ends it without a traceback: what training says about it is enough.
+    """
     if args.model == "imagenet":
         fetch(catalogue.imagenet(config).name)  # once, as long as there is one process
-    launch.run(work, config.GPU_COUNT)
+    try:
+        launch.run(work, config.GPU_COUNT)
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def find_weights(start: str, logs: str, name: str) -> Path | None:

@@ -101,6 +101,20 @@ def test_a_wrong_number_or_folder_is_refused_at_once(run, capsys, arguments, mes
     assert message in capsys.readouterr().err
 
 
+def test_an_interrupt_ends_without_a_traceback(samples):
+    import argparse
+
+    import common
+    from coco import CocoConfig
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as error:
+        common.start(interrupted, CocoConfig(), argparse.Namespace(model="none"))
+    assert error.value.code == 130
+
+
 def test_a_picture_that_cannot_be_read_is_named(run, tmp_path):
     with pytest.raises(SystemExit, match="--image: nowhere.png: No such file"):
         run("balloon", "splash", "--model=none", "--image=nowhere.png", f"--logs={tmp_path / 'logs'}", *TINY)
