@@ -190,7 +190,7 @@ def test_progress_line_names_epoch_and_losses(capsys):
 def test_validation_shows_its_progress(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_FILE_INTERVAL", 0)
     model = build_model()
-    checked = {"eval_step": build_eval_step(model, {}, 0.0), "val_batches": Batches(), "validation_steps": 2}
+    checked = {"eval_step": build_eval_step(model, {}, 0.0), "val_batches": Batches(), "validation_steps": 4}
     _fit(model, epochs=1, verbose=1, **checked)
     shown = capsys.readouterr().err
     assert "Epoch 1/1: 100%" in shown and "Validation: 100%" in shown and "loss" in shown.split("Validation")[-1]
