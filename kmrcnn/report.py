@@ -7,12 +7,12 @@ Files read: log.csv, metrics.jsonl and evaluation.json; of what is missing there
 
 from __future__ import annotations
 
+import argparse
 import base64
 import csv
 import html
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +92,7 @@ def draw_losses(history: History, path: Path) -> bool:
         _line(axes, _of_epochs(history, name), "training", color="tab:blue", marker=".")
         _line(axes, _of_epochs(history, f"val_{name}"), "validation", color="tab:orange", marker=".")
         axes.set_title(name)
-        axes.set_xlabel("epoch")
+        _epochs_below(axes)
         axes.set_ylim(bottom=0)
     picture.axes.flat[0].legend()
     return _finish(picture, len(names))
@@ -124,7 +124,8 @@ def draw_ap(history: History, path: Path) -> bool:
         _line(picture.ax, _of_epochs(history, name), f"{_KINDS[kind]} {value}", marker=".",
               color="tab:green" if kind == "segm" else "tab:purple",
               linestyle={"AP": "-", "AP50": "--"}.get(value, ":"))
-    picture.ax.set(xlabel="epoch", ylim=(0, 1), title="COCO AP on the validation images")
+    picture.ax.set(ylim=(0, 1), title="COCO AP on the validation images")
+    _epochs_below(picture.ax)
     picture.ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return _finish(picture)
 
@@ -212,6 +213,12 @@ def _line(axes: Any, points: Sequence[tuple[float, float | None]], label: str, *
         axes.plot(*zip(*points, strict=True), label=label, **style)
 
 
+def _epochs_below(axes: Any) -> None:
+    """Whole numbers of epochs on the axis below."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def _grid(path: Path, count: int, columns: int, size: tuple[float, float] = (4.6, 3.2)) -> Picture:
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -268,5 +275,19 @@ def _number(value: float | None) -> str:
     return "" if value is None or value == -1 else f"{value:.4g}"
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line: `python -m kmrcnn.report FOLDER`."""
+    parser = argparse.ArgumentParser(prog="python -m kmrcnn.report", description="Draw a run's plots and its page.")
+    parser.add_argument("folder", type=Path, help="of a run, such as logs/shapes20260131T0930")
+    folder = parser.parse_args(argv).folder
+    if not any((folder / name).is_file() for name in (EPOCHS_FILE, METRICS_FILE, EVALUATION_FILE)):
+        parser.error(f"{folder}: found none of {EPOCHS_FILE}, {METRICS_FILE} and {EVALUATION_FILE}, expected a run's "
+                     "folder")
+    try:
+        print(write_report(folder))
+    except OSError as error:
+        parser.error(str(error))
+
+
 if __name__ == "__main__":
-    print(write_report(sys.argv[1]))
+    main()

@@ -93,7 +93,7 @@ class Trainer:
         name = self._replicas.share(os.path.basename(self.folder.path))
         self.folder.take(os.path.join(os.path.dirname(self.folder.path), name))
         if verbose:
-            print(f"\nStarting at epoch {self.folder.epoch}. LR={learning_rate}\n"
+            print(f"\nStarting at epoch {self.folder.epoch}. LR={self._rate_text(learning_rate)}\n"
                   f"Checkpoint Path: {self.folder.weights_path}")
         state = self._run.begin(Stage(layers, epochs, learning_rate, self.folder.epoch), self.folder.path,
                                 self._config_text(), self._keeping(), go_on=left == "go on",
@@ -136,7 +136,7 @@ class Trainer:
                 validation_steps=config.VALIDATION_STEPS, callbacks=self._own([*logs.callbacks, *callbacks]),
                 save=self._save, verbose=verbose, state=state,
                 guard=Guard(config.MAX_SKIPPED_STEPS, scaled=getattr(step, "loss_scale", None) is not None),
-                replicas=execution.replicas, measure=self._validation(data.validation, stage.epochs, logs.run))
+                replicas=execution.replicas, measure=self._validation(data.validation, stage.epochs, logs.run, verbose))
 
     def _loaders(self, data: Data, stack: contextlib.ExitStack) -> tuple[DataLoader, DataLoader | None]:
         shared = {"workers": data.workers, "shard": self._replicas.shard}
@@ -154,8 +154,8 @@ class Trainer:
     def _ready_optimizer(self, stage: Stage, verbose: int) -> keras.optimizers.Optimizer:
         config = self._config
         if verbose and config.REFERENCE_BATCH_SIZE and self._optimizer is None:
-            rate = config.LEARNING_RATE if stage.learning_rate is None else stage.learning_rate
-            print(f"Linear scaling with the batch:\n{table(scaled_recipe(config, rate))}")
+            scaled = scaled_recipe(config, self._base_rate(stage.learning_rate))
+            print(f"Linear scaling with the batch:\n{table(scaled)}")
         span = updates_between(config, stage.first_epoch, stage.epochs)
         optimizer = ready_optimizer(self._optimizer, self._model, config, stage.learning_rate, span)
         optimizer = self._replicas.adopt(optimizer)
@@ -163,6 +163,13 @@ class Trainer:
             self._optimizer = optimizer
         self._compile(optimizer)
         return optimizer
+
+    def _base_rate(self, given: float | None) -> float:
+        return self._config.LEARNING_RATE if given is None else given
+
+    def _rate_text(self, given: float | None) -> str:
+        own = given is None and self._optimizer is not None
+        return "the optimizer's own" if own else str(self._base_rate(given))
 
     def _compile(self, optimizer: keras.optimizers.Optimizer) -> None:
         self._model.compile(optimizer=optimizer, jit_compile=False, auto_scale_loss=False)
@@ -173,11 +180,11 @@ class Trainer:
         return Execution(config.ENGINE, config.GRADIENT_ACCUMULATION, steps, image_preparation(config), self._replicas,
                          guard=True)
 
-    def _validation(self, dataset: Dataset | None, last: int, log: RunLog) -> Validation | None:
+    def _validation(self, dataset: Dataset | None, last: int, log: RunLog, verbose: int) -> Validation | None:
         """COCO's numbers on the validation set, if they are wanted."""
         if not self._config.EVALUATE_EPOCHS or dataset is None:
             return None
-        return Validation(self._model, self._config, dataset, self.folder.path, last, log.show, self._replicas)
+        return Validation(self._model, self._config, dataset, self.folder.path, last, log.show, self._replicas, verbose)
 
     # ---- where the run stands ----
 

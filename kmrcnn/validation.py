@@ -19,6 +19,7 @@ from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.image import with_channels
 from kmrcnn.detection import Detector, Result
 from kmrcnn.engine.precision import precision_policy
+from kmrcnn.engine.progress import Progress
 from kmrcnn.engine.replicas import Replicas
 from kmrcnn.evaluation.coco import CocoResults, dataset_to_coco, evaluate_coco, source_image_id
 from kmrcnn.evaluation.coco_stats import CocoStats
@@ -48,11 +49,13 @@ class Validation:
         last: the epoch behind which there is one evaluation in any case.
         show: takes details, {"segm_AP": {class: AP}}, and pictures of detections by name.
         replicas: whose processes share the images and all get the values.
+        verbose: 1 shows a bar while the images are detected on.
     """
 
     def __init__(self, model: keras.Model, config: Config, dataset: Dataset, folder: str | os.PathLike, last: int,
                  show: Callable[[Mapping, Mapping], None] = lambda details, pictures: None,
-                 replicas: Replicas | None = None):
+                 replicas: Replicas | None = None, verbose: int = 0):
+        self._verbose = verbose
         self._every, self._last = config.EVALUATE_EPOCHS, last
         self._pictured, self._kinds = config.LOG_IMAGES, ("bbox", "segm") if config.PREDICT_MASKS else ("bbox",)
         self._dataset, self._show, self._replicas = dataset, show, replicas or Replicas()
@@ -84,7 +87,11 @@ class Validation:
 
     def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "rle") -> Iterator[Result]:
         """As `MaskRCNN.detect_stream`, with the weights of the moment."""
-        return self._detector.stream(images, masks)
+        with Progress("Evaluation", math.ceil(len(self._image_ids) / self._replicas.shard[1]),
+                      self._verbose > 0) as progress:
+            for result in self._detector.stream(images, masks):
+                progress.step()
+                yield result
 
     def _report(self, results: CocoResults, epoch: int) -> None:
         kinds = {kind: _summary(results[kind]) for kind in self._kinds}

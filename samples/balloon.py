@@ -32,7 +32,8 @@ class BalloonConfig(Config):
 def load(args: argparse.Namespace, subset: str) -> BalloonDataset:
     """The train or val photographs."""
     dataset = BalloonDataset()
-    dataset.load_balloon(args.dataset, subset)
+    with common.blame(f"--dataset={args.dataset}"):
+        dataset.load_balloon(args.dataset, subset)
     dataset.prepare()
     return dataset
 
@@ -59,7 +60,8 @@ def splash(args: argparse.Namespace, model: MaskRCNN) -> None:
     """Write splash_<time>.png or .mp4 to the current folder."""
     name = f"splash_{datetime.datetime.now():%Y%m%dT%H%M%S}"
     if args.image:
-        image = read_image(args.image)
+        with common.blame("--image"):
+            image = read_image(args.image)
         common.write_image(f"{name}.png", color_splash(image, model.detect([image])[0]["masks"]))
         print(f"Written: {name}.png")
         return
@@ -76,9 +78,10 @@ def main() -> None:
     arguments.add_argument("--dataset", help="to train: folder with train/ and val/ (default: the run's)")
     arguments.add_argument("--image", help="to splash")
     arguments.add_argument("--video", help="to splash")
-    arguments.add_argument("--epochs", type=int, default=30)
+    arguments.add_argument("--epochs", type=common.positive, default=30, help="last epoch (default: %(default)s)")
     arguments.add_argument("--layers", default="heads", help="heads, 3+, 4+, 5+, all or a pattern (default: heads)")
     args = arguments.parse_intermixed_args()
+    common.check_folder(arguments, args.dataset)
 
     weights = common.find_weights(args.model, args.logs, BalloonConfig.NAME)
     config, run = common.recall(weights, BalloonConfig, args.model)

@@ -77,7 +77,9 @@ def load(args: argparse.Namespace, *names: str) -> tuple[CocoDataset, COCO]:
     """Subsets (or the --images first annotated training images) and the COCO object of the last one."""
     dataset = CocoDataset()
     for subset in ["train"] if args.images else names:
-        coco = dataset.load_coco(args.dataset, subset, year=args.year, return_coco=True, auto_download=args.download)
+        with common.blame(f"--dataset={args.dataset} --year={args.year}"):
+            coco = dataset.load_coco(args.dataset, subset, year=args.year, return_coco=True,
+                                     auto_download=args.download)
     if args.images:
         annotated = [info for info in dataset.image_info if info["annotations"]]
         dataset.image_info = sorted(annotated, key=lambda info: int(info["id"]))[:args.images]
@@ -139,14 +141,17 @@ def main() -> None:
     arguments.add_argument("--year", choices=["2014", "2017"], help="(default: the run's, else 2014)")
     arguments.add_argument("--limit", type=int, default=500, help="images to evaluate, 0 for all (default: 500)")
     arguments.add_argument("--download", action="store_true", help="fetch what is missing of images and annotations")
-    arguments.add_argument("--images", type=int,
+    arguments.add_argument("--images", type=common.positive,
                            help="train and evaluate on this many training images: those of lowest id with annotations")
-    arguments.add_argument("--epochs", type=int, help="one stage of so many epochs, not the schedule of three stages")
+    arguments.add_argument("--epochs", type=common.positive,
+                           help="one stage of so many epochs, not the schedule of three stages")
     arguments.add_argument("--layers", help="with --epochs: heads, 3+, 4+, 5+, all or a pattern (default: all)")
     arguments.add_argument("--lr", type=float, help="learning rate, but for a recipe's stages that have their own "
                                                     "(default: LEARNING_RATE)")
     common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
+    if not args.download:
+        common.check_folder(arguments, args.dataset)
 
     recipe = common.read_recipe(args)
     weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,10 +40,37 @@ def parser(description: str, commands: list[str], start_needed: bool = True) -> 
                         help="coco, imagenet, last (the newest run in --logs; train goes on exactly), none, a weight "
                              "file, or a name of docs/weights.md")
     result.add_argument("--logs", default=str(ROOT / "logs"), help="folder of the runs (default: %(default)s)")
-    result.add_argument("--devices", type=int, metavar="N",
+    result.add_argument("--devices", type=positive, metavar="N",
                         help="to share each batch, of N times IMAGES_PER_GPU (default: the run's, else 1)")
     result.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=1")
     return result
+
+
+def positive(text: str) -> int:
+    """A number on the command line that counts something."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected an integer of at least 1")
+    return int(text)
+
+
+@contextlib.contextmanager
+def blame(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """End with a sentence, not a traceback, where `what` of the command line cannot be used.
+
+    Args:
+        kinds: of errors besides OSError and ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError, *kinds) as error:
+        told = isinstance(error, OSError) and error.filename is not None and error.strerror
+        raise SystemExit(f"{what}: {f'{error.filename}: {told}' if told else error}") from error
+
+
+def check_folder(arguments: argparse.ArgumentParser, folder: str | None) -> None:
+    """Refuse a dataset's folder that is not there before weights are fetched and a model is built."""
+    if folder and not Path(folder).is_dir():
+        arguments.error(f"--dataset: no such folder: {folder}")
 
 
 def add_recipe(arguments: argparse.ArgumentParser) -> None:
@@ -64,33 +93,37 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
         if args.model is None:
             raise SystemExit("--model is needed, or a --recipe that says where to start")
         return None
-    try:
+    with blame("--recipe"):
         recipe = recipes.load(args.recipe, args.overrides)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"--recipe: {error}") from None
     given = any(item.startswith("IMAGES_PER_GPU") for item in args.overrides)
     args.model, args.overrides = args.model or recipe.weights or "none", []
     args.stages = [list(dataclasses.astuple(stage)) for stage in recipe.stages]
     args.inference = {key: plain(key, value) for key, value in recipe.inference.items()}
     print(recipe.describe())
-    try:
+    with blame("--devices"):
         return recipe.changed({"GPU_COUNT": args.devices or 1}) if given else recipe.on_devices(args.devices or 1)
-    except ValueError as error:
-        raise SystemExit(f"--devices: {error}") from None
 
 
 def configure(config: Config, args: argparse.Namespace) -> None:
     """Give a configuration what the command line asks for."""
-    config.override(args.overrides)
-    if args.devices is not None:
-        config.GPU_COUNT = args.devices
+    with blame("settings", AttributeError):
+        config.override(args.overrides)
+        if args.devices is not None:
+            config.GPU_COUNT = args.devices
+        config.validate()
 
 
 def start(work: Callable[[], None], config: Config, args: argparse.Namespace) -> None:
-    """Call `work` on as many devices as GPU_COUNT says; on torch in a process for each."""
+    """Call `work` on as many devices as GPU_COUNT says; on torch in a process for each.
+
+    Ctrl-C ends it without a traceback: what training says about it is enough.
+    """
     if args.model == "imagenet":
         fetch(catalogue.imagenet(config).name)  # once, as long as there is one process
-    launch.run(work, config.GPU_COUNT)
+    try:
+        launch.run(work, config.GPU_COUNT)
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def find_weights(start: str, logs: str, name: str) -> Path | None:
@@ -186,13 +219,19 @@ def build(mode: str, config: Config, args: argparse.Namespace, weights: Path | N
         config.display()
     if args.model == "last" and mode == "training":
         return model  # `train` restores all of the run's state
-    if args.model == "imagenet":
+    with blame(f"--model={args.model}"):
+        load(model, args.model, weights)
+    return model
+
+
+def load(model: MaskRCNN, start: str, weights: Path | None) -> None:
+    """Load the weight file that --model names, if it names one."""
+    if start == "imagenet":
         model.load_weights(weights)
-    elif is_published(args.model):
-        model.load_weights(weights, **class_arguments(published(args.model), config))
+    elif is_published(start):
+        model.load_weights(weights, **class_arguments(published(start), model.config))
     elif weights is not None:
         model.load_weights(weights, by_name=True)
-    return model
 
 
 def class_arguments(entry: catalogue.WeightFile, config: Config) -> dict:

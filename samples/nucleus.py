@@ -53,7 +53,8 @@ class NucleusConfig(Config):
 def load(args: argparse.Namespace, subset: str) -> NucleusDataset:
     """One subset of the dataset."""
     dataset = NucleusDataset()
-    dataset.load_nucleus(args.dataset, subset)
+    with common.blame(f"--dataset={args.dataset} --subset={subset}"):
+        dataset.load_nucleus(args.dataset, subset)
     dataset.prepare()
     return dataset
 
@@ -136,9 +137,10 @@ def main() -> None:
     arguments = common.parser(__doc__, ["train", "evaluate", "detect"], start_needed=False)
     arguments.add_argument("--dataset", help="(default: the run's)")
     arguments.add_argument("--subset", help="to evaluate or detect on: train, val, stage1_test, ...")
-    arguments.add_argument("--epochs", type=int, help="last epoch (default: 40, or the recipe's)")
+    arguments.add_argument("--epochs", type=common.positive, help="last epoch (default: 40, or the recipe's)")
     common.add_recipe(arguments)
     args = arguments.parse_intermixed_args()
+    common.check_folder(arguments, args.dataset)
     if args.model == "none" and args.recipe is None:
         args.recipe = "nuclei"
 

@@ -55,18 +55,21 @@ def main() -> None:
     """Command line; see the top of this file."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--seed", type=int, default=0, help="of the weights, the pictures and the sampling")
-    arguments.add_argument("--epochs", type=int, help="(default: the recipe's)")
-    arguments.add_argument("--steps", type=int, default=125, help="of an epoch (default: %(default)s)")
-    arguments.add_argument("--eval-images", type=int, default=200, help="held-out pictures to evaluate on")
+    arguments.add_argument("--epochs", type=common.positive, help="(default: the recipe's)")
+    arguments.add_argument("--steps", type=common.positive, default=125, help="of an epoch (default: %(default)s)")
+    arguments.add_argument("--eval-images", type=common.positive, default=200, help="held-out pictures to evaluate on")
     arguments.add_argument("--pictures", type=int, default=8, help="pictures of detections to write")
     arguments.add_argument("--out", type=Path, default=common.ROOT / "results" / "shapes")
     arguments.add_argument("--logs", default=str(common.ROOT / "logs"))
     arguments.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, such as IMAGES_PER_GPU=4")
     args = arguments.parse_intermixed_args()
 
-    recipe = recipes.load("shapes", args.overrides)
     settings = {"SEED": args.seed, "STEPS_PER_EPOCH": args.steps}
-    checkpoint = train(recipe.config(**settings), args.epochs or recipe.stages[-1].epochs, args.logs)
+    with common.blame("settings"):
+        recipe = recipes.load("shapes", args.overrides)
+        config = recipe.config(**settings)
+        config.validate()
+    checkpoint = train(config, args.epochs or recipe.stages[-1].epochs, args.logs)
 
     config = recipe.config(inference=True, **settings)
     model = MaskRCNN(mode="inference", config=config, model_dir=args.logs)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kmrcnn import report
 from kmrcnn.report import read_history, write_report
 
 pytestmark = pytest.mark.once
@@ -40,6 +41,26 @@ def test_all_plots_and_one_page(tmp_path):
         assert np.asarray(Image.open(path).convert("L")).std() > 5, f"{path.name} is blank"
     assert page.count("data:image/png") == 6 and "<td>1<td>2" in page and "behind epoch 3 on 4" in page
     assert read_history(tmp_path).steps_per_epoch == 10
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        report.main([str(tmp_path / "nowhere")])
+    assert error.value.code == 2
+    assert "nowhere: found none of log.csv, metrics.jsonl and evaluation.json" in capsys.readouterr().err
+    _logs(tmp_path)
+    report.main([str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+
+
+def test_epochs_are_whole_numbers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_finish", lambda picture, used=None: figures.append(picture))
+    _logs(tmp_path)
+    report.draw_ap(read_history(tmp_path), tmp_path / "a.png")
+    report.draw_losses(read_history(tmp_path), tmp_path / "b.png")
+    for picture in figures:
+        assert all(tick == round(tick) for tick in picture.ax.get_xticks())
 
 
 def test_what_is_missing_is_left_out(tmp_path):

@@ -76,7 +76,7 @@ class _Config(TinyConfig):
 
 
 @pytest.mark.once
-def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monkeypatch):
+def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monkeypatch, capsys):
     """Also after they have changed, and with them what was folded of them."""
     seen = []
 
@@ -85,9 +85,12 @@ def test_detections_while_training_are_those_of_the_saved_weights(tmp_path, monk
         return seen[-1]
 
     monkeypatch.setattr("kmrcnn.validation.evaluate_coco", noted)
+    monkeypatch.setattr("kmrcnn.engine.progress._FILE_INTERVAL", 0)
     model, validation = MaskRCNN("training", _Config(), tmp_path), _shapes(5, start=100)
     model.compile(optimizer=keras.optimizers.Adam(3e-3))
-    logged = model.train(_shapes(24), validation, None, 3, "all", verbose=0).history
+    logged = model.train(_shapes(24), validation, None, 3, "all", verbose=1).history
+    printed = capsys.readouterr()
+    assert "Evaluation: 100%" in printed.err and "LR=the optimizer's own" in printed.out
     assert len(logged["val_loss"]) == 3 and len(logged["val_segm_AP"]) == 2  # behind epoch 2 and at the end
     found = json.loads(open(os.path.join(model.log_dir, "evaluation.json")).read())
     config = _Config()

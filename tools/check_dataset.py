@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kmrcnn.doctor import examine  # noqa: E402
+from kmrcnn.doctor import Examination, examine  # noqa: E402
 from kmrcnn.doctor.page import write_reports  # noqa: E402
 from kmrcnn.doctor.report import text_report  # noqa: E402
 from kmrcnn.doctor.sources import coco_splits, load_config, load_dataset  # noqa: E402
@@ -43,10 +43,20 @@ def main(argv: Sequence[str]) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(text_report(result, arguments.shown))
-    if arguments.out:
-        print(f"report: {write_reports(result, arguments.out)}")
+    if arguments.out and not _write(result, arguments.out, parser.prog):
+        return 2
     print(f"{time.perf_counter() - start:.1f} s")
     return 1 if result.defects else 0
+
+
+def _write(result: Examination, folder: str, prog: str) -> bool:
+    """Write the reports, or say why they cannot be; returns whether they were."""
+    try:
+        print(f"report: {write_reports(result, folder)}")
+    except OSError as error:
+        print(f"{prog}: --out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,6 +86,8 @@ def _sources(arguments: argparse.Namespace) -> dict:
         _add(sources, name, tuple(files))
     for name, text in arguments.dataset:
         _add(sources, name, load_dataset(text))
+    if not sources:
+        raise ValueError("no split to examine: give --coco, --split or --dataset")
     return sources
 
 

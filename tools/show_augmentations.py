@@ -45,19 +45,38 @@ _COLOURS = np.array([[230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200]
 
 
 def main() -> None:
+    arguments = build_parser().parse_args()
+    columns = SHOWN if arguments.augmentation is None else {f"draw {n + 1}": arguments.augmentation for n in range(6)}
+    try:
+        dataset = open_dataset(arguments.dataset)
+        grid(dataset, arguments.images, columns, arguments.size, arguments.seed).save(arguments.out)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"show_augmentations.py: {error}") from error
+    print(f"Wrote {arguments.out}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", metavar="FOLDER", help="COCO's official layout, of which train2017 is shown")
     parser.add_argument("--images", type=int, nargs="+", default=[0, 1, 2, 3], help="numbers of the images")
-    parser.add_argument("--augmentation", type=yaml.safe_load, metavar="LIST",
+    parser.add_argument("--augmentation", type=read_list, metavar="LIST",
                         help="as in Config.AUGMENTATION, drawn six times; by default one column for each of ours")
     parser.add_argument("--size", type=int, default=256, help="side of a picture, pixels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="augmentations.png", help="the file to write (default: %(default)s)")
-    arguments = parser.parse_args()
-    columns = SHOWN if arguments.augmentation is None else {f"draw {n + 1}": arguments.augmentation for n in range(6)}
-    dataset = open_dataset(arguments.dataset)
-    grid(dataset, arguments.images, columns, arguments.size, arguments.seed).save(arguments.out)
-    print(f"Wrote {arguments.out}")
+    return parser
+
+
+def read_list(text: str) -> list:
+    """A list in YAML."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, list):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a list")
+    return found
 
 
 def open_dataset(folder: str | None) -> Dataset:
@@ -72,7 +91,14 @@ def open_dataset(folder: str | None) -> Dataset:
 
 
 def grid(dataset: Dataset, image_ids: list[int], columns: dict, size: int, seed: int) -> Image.Image:
-    """The picture: a row for each image id, a column for each list of augmentations."""
+    """The picture: a row for each image id, a column for each list of augmentations.
+
+    Raises:
+        ValueError: there is no such image or augmentation.
+    """
+    for image_id in image_ids:
+        if not 0 <= image_id < len(dataset.image_ids):
+            raise ValueError(f"--images: found {image_id}, expected numbers from 0 to {len(dataset.image_ids) - 1}")
     config = type("Shown", (Config,), {
         "NAME": "shown", "NUM_CLASSES": dataset.num_classes, "IMAGE_MIN_DIM": size, "IMAGE_MAX_DIM": size,
     })()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,9 @@ def _built(spec: str | Mapping[str, Any]) -> Augmentation:
     arguments = dict(arguments or {})
     if "augmentations" in arguments:
         arguments["augmentations"] = build(arguments["augmentations"]).augmentations
+    known = list(signature(classes[name]).parameters)
+    for argument in arguments.keys() - set(known):
+        raise ValueError(f"AUGMENTATION: {name}: found an argument {argument!r}, expected some of {known}")
     try:
         return classes[name](**arguments)
     except TypeError as error:

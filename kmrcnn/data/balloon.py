@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kmrcnn.data.coco import read_json
 from kmrcnn.data.dataset import Dataset
 
 logger = logging.getLogger("kmrcnn.data")
@@ -36,8 +36,7 @@ class BalloonDataset(Dataset):
         Raises ValueError for a file of another kind.
         """
         self.add_class(source, 1, class_name)
-        with open(annotation_file, encoding="utf-8") as file:
-            data = json.load(file)
+        data = read_json(annotation_file)
         entries = data.get("_via_img_metadata", data).values() if isinstance(data, dict) else [data]
         for entry in entries:
             if not isinstance(entry, dict) or "filename" not in entry:

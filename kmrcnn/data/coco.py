@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -219,14 +220,23 @@ def coco_image_set(subset: str, year: str) -> str:
 
 
 def as_coco(data: dict[str, Any]) -> Any:
-    """A pycocotools COCO object of parsed annotations."""
+    """A pycocotools COCO object of parsed annotations, without entries that it cannot index."""
     from pycocotools.coco import COCO
 
     coco = COCO()
-    coco.dataset = data
+    coco.dataset = {**data, "images": [image for image in data["images"] if image.get("id") is not None],
+                    "annotations": _numbered(data.get("annotations", []))}
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
+
+
+def _numbered(annotations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that have an image and a category; where the id is missing with one that no other has."""
+    ids = [item["id"] for item in annotations if isinstance(item.get("id"), int)]
+    free = itertools.count(max(ids, default=0) + 1)
+    whole = [item for item in annotations if {"image_id", "category_id"} <= item.keys()]
+    return [item if item.get("id") is not None else {**item, "id": next(free)} for item in whole]
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -18,7 +18,7 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
 h1 { margin-bottom: 0 } h2 { margin-top: 2em; border-bottom: 1px solid #ccc } h3 { margin: 1.4em 0 .3em }
 table { border-collapse: collapse; width: 100% } td, th { padding: .25em .6em; text-align: left; vertical-align: top }
-tr:nth-child(even) { background: #f5f5f5 } td { overflow-wrap: anywhere }
+tr:nth-child(even) { background: #f5f5f5 } td { overflow-wrap: anywhere } code { overflow-wrap: normal }
 .defect { color: #b3261e } .note { color: #5b6b7a } .verdict { font-size: 120% }
 .pictures { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0 }
 figcaption { font-size: 12px; width: 260px }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import re
 from collections.abc import Iterable
@@ -74,7 +75,12 @@ def _arguments(call: str) -> tuple[list[Any], dict[str, Any]]:
 
 
 def load_config(text: str | None, overrides: Iterable[str] = ()) -> Config:
-    """A Config from a YAML file or from "module:Class", with `KEY=VALUE` overrides; the defaults without `text`."""
+    """A Config from a YAML file or from "module:Class", with `KEY=VALUE` overrides; the defaults without `text`.
+
+    Raises:
+        ValueError: `text` names none, or a setting has a value that cannot be.
+        AttributeError: there is no such setting.
+    """
     if text is None:
         config = Config()
     elif Path(text).is_file():
@@ -85,4 +91,14 @@ def load_config(text: str | None, overrides: Iterable[str] = ()) -> Config:
             raise ValueError(f"{text!r}: no such file, and not module:Class")
         config = _attribute(module, name)()
     config.override(overrides)
+    _validate(config)
     return config
+
+
+def _validate(config: Config) -> None:
+    """Check the settings, but for those that a Config has of its dataset: the doctor may be asked for these."""
+    checked = copy.copy(config)
+    checked.NAME = checked.NAME or "doctor"
+    if checked.NUM_CLASSES == Config.NUM_CLASSES:
+        checked.NUM_CLASSES = 2
+    checked.validate()

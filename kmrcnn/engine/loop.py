@@ -73,7 +73,8 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
                                          steps=steps_per_epoch, verbose=verbose)
     evaluate = None
     if eval_step and val_batches and validation_steps:
-        evaluate = _Evaluation(eval_step, lambda: on_device(val_batches.stream(0, validation_steps), model), hooks)
+        evaluate = _Evaluation(eval_step, lambda: on_device(val_batches.stream(0, validation_steps), model),
+                               validation_steps, hooks, verbose)
     model.stop_training = False
     run = _Run(model, train_step, optimizer, hooks, epochs, steps_per_epoch, evaluate, save, verbose, state,
                guard or Guard(), replicas, measure)
@@ -83,19 +84,22 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
 
 
 class _Evaluation:
-    """Validation: the means of a step over the same batches every time."""
+    """Validation: the means of a step over the same `count` batches every time."""
 
-    def __init__(self, step: Callable[[Mapping], Mapping], batches: Callable[[], Iterable[Mapping]],
-                 hooks: keras.callbacks.CallbackList):
-        self._step, self._batches, self._hooks = step, batches, hooks
+    def __init__(self, step: Callable[[Mapping], Mapping], batches: Callable[[], Iterable[Mapping]], count: int,
+                 hooks: keras.callbacks.CallbackList, verbose: int):
+        self._step, self._batches, self._count, self._hooks = step, batches, count, hooks
+        self._verbose = verbose
 
     def __call__(self, between: Callable[[], None]) -> dict[str, float]:
         """The means, with "val_" before their names. `between` is called behind every batch."""
         meter = Meter()
         self._hooks.on_test_begin()
-        for number, batch in enumerate(self._batches()):
-            meter.note(number, self._step(batch))
-            between()
+        with Progress("Validation", self._count, self._verbose > 0) as progress:
+            for number, batch in enumerate(self._batches()):
+                meter.note(number, self._step(batch))
+                progress.step(meter.means)
+                between()
         logs = meter.read()
         self._hooks.on_test_end(logs)
         return {f"val_{name}": value for name, value in logs.items()}

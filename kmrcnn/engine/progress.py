@@ -1,4 +1,4 @@
-"""Progress of an epoch on the terminal: bar, ETA and running means."""
+"""Progress of an epoch, or of what follows it, on the terminal: bar, ETA and running means."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunningMean:
 
 
 class Progress:
-    """A tqdm bar over the steps of one epoch, the first `done` of which were done before. Use as a context manager."""
+    """A tqdm bar over steps, the first `done` of which were done before. Use as a context manager."""
 
     def __init__(self, title: str, steps: int, enabled: bool, done: int = 0):
         self._interval = _TERMINAL_INTERVAL if sys.stderr.isatty() else _FILE_INTERVAL
@@ -49,12 +49,13 @@ class Progress:
         self._pending = 0
         self._due = time.monotonic() + self._interval
 
-    def step(self, means: RunningMean) -> None:
-        """Count a step; now and then show the means."""
+    def step(self, means: RunningMean | None = None) -> None:
+        """Count a step; now and then show that, and the means."""
         self._pending += 1
         if self._bar.disable or time.monotonic() < self._due:
             return
-        self._bar.set_postfix_str(format_scalars(means.read()), refresh=False)
+        if means:
+            self._bar.set_postfix_str(format_scalars(means.read()), refresh=False)
         self._bar.update(self._pending)
         self._pending, self._due = 0, time.monotonic() + self._interval
 

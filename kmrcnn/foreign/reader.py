@@ -93,7 +93,7 @@ def _known(family: Family, given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in table:
             near = difflib.get_close_matches(key, table, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ForeignKeyError(f"{key}: found in the file, but {family.name} has no such key{hint}")
+            raise ForeignKeyError(f"{key}: found, but {family.name} has no such key{hint}")
         value = family.mended.get(key, {}).get(value, value) if isinstance(value, str) else value
         known[key] = typed(key, value, table[key].default)
     return known

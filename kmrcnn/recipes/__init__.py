@@ -24,16 +24,15 @@ from kmrcnn.config import Config
 from kmrcnn.config_values import parse
 from kmrcnn.foreign import FAMILIES, best_family, translate
 from kmrcnn.foreign.reader import identifier
-from kmrcnn.recipes.files import read
+from kmrcnn.recipes.files import FOLDER, read
 from kmrcnn.recipes.recipe import Recipe, Stage
 
 __all__ = ["Recipe", "Stage", "load", "names"]
-_FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
     """The recipes that come with the library."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
@@ -53,7 +52,7 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
         if {"config", "stages"} & tree.keys():
             return Recipe.from_dict(path.stem, tree).changed(_ours(given))
         family = best_family(FAMILIES, tree)
-        theirs = {key: value for key, value in given.items() if family.names(key)}
+        theirs = {key: value for key, value in given.items() if family.names(key) or "." in key}  # ours have no dots
         values = translate(family, tree, theirs)
         recipe = Recipe.from_dict(identifier(path.stem), values)
         return recipe.changed(_ours({key: value for key, value in given.items() if key not in theirs}))
@@ -62,7 +61,7 @@ def load(source: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _find(source: str | os.PathLike) -> Path:
-    path, ours = Path(source), _FOLDER / f"{source}.yaml"
+    path, ours = Path(source), FOLDER / f"{source}.yaml"
     if path.suffix not in (".yaml", ".yml") and ours.is_file():
         return ours
     if not path.is_file():

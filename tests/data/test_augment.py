@@ -17,6 +17,7 @@ from kmrcnn.data.augment import (
     Transpose,
     VerticalFlip,
     apply_augmentation,
+    build,
 )
 
 pytestmark = pytest.mark.once
@@ -47,6 +48,11 @@ def test_image_and_masks_move_together(augmentation, size):
         new_image, new_masks = apply_augmentation(augmentation, image, masks, np.random.default_rng(seed))
         np.testing.assert_array_equal(new_image[:, :, 0] > 0, new_masks[:, :, 0])
         assert new_masks.sum() == masks.sum()
+
+
+def test_an_unknown_argument_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="CopyPaste: found an argument 'chance', expected some of .'probability'"):
+        build([{"CopyPaste": {"chance": 1}}])
 
 
 def test_flips_are_what_they_say():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
@@ -189,6 +191,20 @@ def test_not_a_coco_file(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load(path)
+
+
+def test_entries_that_pycocotools_cannot_index_cost_no_ground_truth(tmp_path):
+    image = {"id": 3, "file_name": "a.png", "width": 20, "height": 20}
+    item = {"image_id": 3, "category_id": 1, "bbox": [1, 1, 8, 8], "area": 64, "iscrowd": 0,
+            "segmentation": [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0, 9.0]]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps({
+        "images": [image, {"file_name": "b.png"}], "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [{**item, "id": 7}, item, {"id": 9}]}))
+    dataset = CocoDataset()
+    coco = dataset.load_coco(tmp_path, "val", "2017", return_coco=True)
+    assert sorted(coco.anns) == [7, 10] and list(coco.imgs) == [3] and len(coco.imgToAnns[3]) == 2
+    assert len(dataset.image_info[0]["annotations"]) == 2 and len(dataset.problems) == 2
 
 
 def test_unknown_years_and_subsets(tmp_path):

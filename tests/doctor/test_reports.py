@@ -43,16 +43,26 @@ def test_exit_codes(tmp_path, capsys):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--coco", "nowhere"], "no annotations/instances_"),
-    ([], "no split to examine"),
+    ([], "no split to examine: give --coco, --split or --dataset"),
     (["--split", "train", "missing.json", "."], "missing.json"),
     (["--dataset", "train", "kmrcnn.data:Nothing"], "cannot be imported"),
     (["--dataset", "train", "kmrcnn.config:Config"], "expected a kmrcnn.Dataset"),
     (["--dataset", "train", "kmrcnn.data:ShapesDataset.load_shapes(count)"], "Python literals"),
     (["--dataset", "train", "what"], "expected module:name"),
+    (["--coco", "nowhere", "IMAGE_MAX_DIM=abc"], "IMAGE_MAX_DIM: found 'abc', expected an integer"),
+    (["--coco", "nowhere", "NUM_CLASSES=0"], "NUM_CLASSES: found 0, expected an integer"),
 ])
 def test_what_cannot_be_examined_gives_two(arguments, message, capsys):
     assert check_dataset.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_to_gives_two(tmp_path, capsys):
+    Clinic(tmp_path).write()
+    (tmp_path / "file").write_text("")
+    assert check_dataset.main(["--coco", str(tmp_path), "--out", str(tmp_path / "file" / "report")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(Path(sys.argv[0]).name) and "--out: " in error and "file" in error
 
 
 def test_foreign_json_gives_two(tmp_path, capsys):

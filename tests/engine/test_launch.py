@@ -129,6 +129,14 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     assert parent.stdout.read() == ""  # comes when the last process that could write is gone
 
 
+def test_a_signal_that_is_passed_on_before_training_is_no_failure():
+    processes = launch.Processes([sys.executable, "-c", "import time; time.sleep(1000)"], 2)
+    processes.stop(signal.SIGTERM)
+    assert processes.wait() is None and processes.stopped == 128 + signal.SIGTERM
+    alone = launch.Processes([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"], 2)
+    assert "was killed by SIGTERM" in alone.wait()
+
+
 def test_a_wrong_number_of_processes_is_refused():
     from kmrcnn.engine.torch_replicas import join
 

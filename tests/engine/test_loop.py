@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from kmrcnn.engine import progress
 from kmrcnn.engine.best import EarlyStop
 from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.execution import Execution
@@ -184,6 +185,17 @@ def test_csv_log_drops_a_damaged_row(tmp_path):
 def test_progress_line_names_epoch_and_losses(capsys):
     _fit(build_model(), epochs=1, verbose=1)
     assert "Epoch 1/1" in (line := capsys.readouterr().out) and "second_loss" in line
+
+
+def test_validation_shows_its_progress(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_FILE_INTERVAL", 0)
+    model = build_model()
+    checked = {"eval_step": build_eval_step(model, {}, 0.0), "val_batches": Batches(), "validation_steps": 4}
+    _fit(model, epochs=1, verbose=1, **checked)
+    shown = capsys.readouterr().err
+    assert "Epoch 1/1: 100%" in shown and "Validation: 100%" in shown and "loss" in shown.split("Validation")[-1]
+    _fit(model, epochs=1, **checked)
+    assert not capsys.readouterr().err
 
 
 def test_csv_log_gets_columns_that_appear_later(tmp_path):

@@ -58,6 +58,22 @@ def rate(config, step):
 
 
 @pytest.mark.once
+def test_a_file_may_be_based_on_a_recipe_of_ours(file):
+    for base in ("1x", "1x.yaml"):
+        recipe = recipes.load(file(f"_BASE_: {base}\nconfig: {{IMAGE_MIN_DIM: 400}}\n", "own.yaml"))
+        assert recipe.settings["IMAGE_MIN_DIM"] == 400
+        assert recipe.stages == recipes.load("1x").stages
+    with pytest.raises(ValueError, match="own.yaml: _BASE_: found '4x', expected a file, relative to .*, or one of 1x"):
+        recipes.load(file("_BASE_: 4x\n", "own.yaml"))
+
+
+@pytest.mark.once
+def test_a_misspelt_key_of_an_override_gets_the_other_systems_hint(file):
+    with pytest.raises(ValueError, match=r"SOLVER.BASE_LRR: found, but .*did you mean SOLVER.BASE_L"):
+        recipes.load(file(files.MASKRCNN_BENCHMARK), ["SOLVER.BASE_LRR", "1"])
+
+
+@pytest.mark.once
 def test_both_families_mean_the_same_network(file):
     one, two = (recipes.load(file(text)).config(PRESET="detectron", GPU_COUNT=1, IMAGES_PER_GPU=2).to_dict()
                 for text in (files.MASKRCNN_BENCHMARK, files.DETECTRON))
@@ -159,7 +175,7 @@ def test_overrides_are_the_files_keys_and_ours(file):
 
 @pytest.mark.once
 def test_unknown_and_former_keys(file):
-    with pytest.raises(ValueError, match=r"MODEL.MASKS_ON: found in the file, .*did you mean MODEL.MASK_ON"):
+    with pytest.raises(ValueError, match=r"MODEL.MASKS_ON: found, but .*did you mean MODEL.MASK_ON"):
         recipes.load(file(files.MASKRCNN_BENCHMARK.replace("MASK_ON", "MASKS_ON")))
     old = files.MASKRCNN_BENCHMARK.replace("RESNETS: {BACKBONE_OUT_CHANNELS: 256}", "").replace(
         'CONV_BODY: "R-50-FPN"', 'CONV_BODY: "R-50-FPN", OUT_CHANNELS: 256')

@@ -29,7 +29,7 @@ def test_shapes_trains_evaluates_and_draws(run, tmp_path, capsys):
     run("shapes", "--epochs=1", "--steps=1", "--eval-images=2", "--pictures=1", "--out", tmp_path / "out",
         "--logs", tmp_path / "logs")
     printed = capsys.readouterr().out
-    assert "Training time" in printed
+    assert "Training time" in printed and "Starting at epoch 0. LR=0.001" in printed
     assert printed.count("Average Precision") == 12  # 6 lines of AP for boxes, 6 for masks
     assert_picture(tmp_path / "out" / "shapes_000.png")
 
@@ -61,9 +61,63 @@ def test_coco_without_dataset_says_so(run, capsys):
     assert "--dataset is needed" in capsys.readouterr().err
 
 
-def test_coco_names_a_misspelt_setting(run):
-    with pytest.raises(AttributeError, match="IMAGES_PER_GPU"):
-        run("coco", "train", "--dataset=nowhere", "--model=none", "IMAGE_PER_GPU=1")
+@pytest.mark.parametrize(("sample", "arguments", "message"), [
+    ("coco", ["--model=none", "IMAGE_PER_GPU=1"], "settings: unknown setting IMAGE_PER_GPU: did you mean IMAGES_PER"),
+    ("coco", ["--model=none", "IMAGE_MAX_DIM=x"], "settings: IMAGE_MAX_DIM: found 'x', expected an integer"),
+    ("coco", ["--model=none", "--recipe=1x", "OPTIMIZER=x"], "settings: OPTIMIZER: found 'x', expected one of"),
+    ("coco", ["--model=none", "--recipe=4x"], "--recipe: 4x: no such recipe or file"),
+    ("coco", ["--model=none", *TINY], r"--dataset=\. --year=2014: .*train2014.json: No such file"),
+    ("coco", ["--model=broken.h5", *TINY], "--model=broken.h5: broken.h5 is no weight file of a known format"),
+    ("nucleus", ["--model=none", *TINY], r"--dataset=\. --subset=train: stage1_train not found"),
+    ("balloon", ["--model=none", *TINY], r"--dataset=\.: train.via_region_data.json is not json"),
+])
+def test_a_wrong_argument_ends_with_a_sentence(run, tmp_path, sample, arguments, message):
+    (tmp_path / "broken.h5").write_text("no weights")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "via_region_data.json").write_text("{")
+    with pytest.raises(SystemExit, match=message):
+        run(sample, "train", "--dataset=.", f"--logs={tmp_path / 'logs'}", *arguments)
+
+
+def test_settings_of_shapes_are_checked_before_training(run, tmp_path):
+    with pytest.raises(SystemExit, match="settings: .*unknown setting NOTHING"):
+        run("shapes", "NOTHING=1", f"--logs={tmp_path / 'logs'}")
+    with pytest.raises(SystemExit, match="settings: OPTIMIZER: found 'x'"):
+        run("shapes", "OPTIMIZER=x", f"--logs={tmp_path / 'logs'}")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["coco", "train", "--model=none", "--dataset=nowhere"], "--dataset: no such folder: nowhere"),
+    (["coco", "train", "--model=none", "--dataset=.", "--devices=0"], "--devices: found '0', expected an integer"),
+    (["coco", "train", "--model=none", "--dataset=.", "--epochs=0"], "--epochs: found '0', expected an integer"),
+    (["nucleus", "train", "--recipe=nuclei", "--dataset=nowhere"], "--dataset: no such folder: nowhere"),
+    (["balloon", "train", "--model=none", "--dataset=nowhere"], "--dataset: no such folder: nowhere"),
+    (["shapes", "--steps=-3"], "--steps: found '-3', expected an integer of at least 1"),
+])
+def test_a_wrong_number_or_folder_is_refused_at_once(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        run(*arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_without_a_traceback(samples):
+    import argparse
+
+    import common
+    from coco import CocoConfig
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as error:
+        common.start(interrupted, CocoConfig(), argparse.Namespace(model="none"))
+    assert error.value.code == 130
+
+
+def test_a_picture_that_cannot_be_read_is_named(run, tmp_path):
+    with pytest.raises(SystemExit, match="--image: nowhere.png: No such file"):
+        run("balloon", "splash", "--model=none", "--image=nowhere.png", f"--logs={tmp_path / 'logs'}", *TINY)
 
 
 def test_coco_stages(samples):
