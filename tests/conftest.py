@@ -29,6 +29,16 @@ os.environ.setdefault("KMRCNN_ENGINE_FALLBACK", "error")
 
 import kmrcnn  # noqa: E402, F401  (chooses the backend; must come after the thread limits)
 
+SEED = int(os.environ.get("KMRCNN_TEST_SEED", "0"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The same random weights in every run, for fixtures of every scope; $KMRCNN_TEST_SEED tries others."""
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip `once` tests on the second and third backend."""
