@@ -280,7 +280,7 @@ class MaskRCNN:
             OSError: log_dir cannot be written to.
             TrainingDiverged: MAX_SKIPPED_STEPS steps in a row were not finite.
             MemoryError: too little memory, with what to lower.
-            SystemExit, KeyboardInterrupt: after SIGTERM, SIGINT, with the state saved.
+            SystemExit, KeyboardInterrupt: after SIGTERM, SIGINT, SIGHUP, with the state saved.
         """
         self._require("training")
         for dataset in filter(None, (train_dataset, val_dataset)):

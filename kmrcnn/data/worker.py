@@ -23,7 +23,8 @@ import numpy as np
 from kmrcnn.data.reader import SampleReader
 from kmrcnn.data.shared import SharedMemory, dumps, load, shared_memory
 
-_ENDING = (signal.SIGINT, signal.SIGTERM)  # often sent to all processes; the parent decides when to end
+# Often sent to all processes; the parent decides when to end.
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class PackedList(Sequence):

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 
 import keras
 
+from kmrcnn.engine.signals import STOPPED, wanted
+
 _PARENT, _LISTEN = "KMRCNN_PARENT", "KMRCNN_LISTEN"  # numbers of inherited sockets
-_STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit status of a process that a signal stopped in order
 _GRACE = 10.0  # seconds that one that has failed, and then the others, have to end by themselves
 _LAST_WORDS = 5.0  # seconds for what ended processes wrote to be shown
 
@@ -91,7 +92,7 @@ def _as_replica(main: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except BaseException as error:
-        if not isinstance(error, SystemExit) or error.code not in (None, 0, *_STOPPED):
+        if not isinstance(error, SystemExit) or error.code not in (None, 0, *STOPPED):
             name = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
             tell_parent(f"replica {os.environ['RANK']} of {os.environ['WORLD_SIZE']} failed: {name}{error}")
         raise
@@ -184,7 +185,7 @@ class Processes:
                 told = time.monotonic()
             # One that has told of its failure may be unable to end: a thread of it may wait for another process.
             late = told is not None and time.monotonic() - told > _GRACE
-            if late or any(code not in (None, 0, *_STOPPED) for code in codes):
+            if late or any(code not in (None, 0, *STOPPED) for code in codes):
                 return self._end()
             if None not in codes:
                 self.stopped = max(codes)
@@ -234,7 +235,7 @@ def _passed_on(processes: Processes):
     def pass_on(number: int, frame: Any) -> None:
         processes.stop(number)
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = wanted()
     before = [signal.signal(number, pass_on) for number in numbers]
     try:
         yield

@@ -45,7 +45,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
     A callback with a method `on_step_read(step, scalars)` gets every step's scalars as floats, in order, some steps
     late: nothing waits for the device. All steps before a checkpoint have been read when it is written.
 
-    SIGTERM and SIGINT end training behind the running step, see `StopSignals`.
+    SIGTERM, SIGINT and SIGHUP end training behind the running step, see `StopSignals`.
 
     Args:
         model: the model the callbacks see; `stop_training` on it ends training, in whichever process it is set.
@@ -65,7 +65,7 @@ def fit(model: keras.Model, train_step: TrainStep, train_batches: BatchSource, *
         History with the mean of every scalar for each epoch, "val_" before those of validation.
 
     Raises:
-        SystemExit, KeyboardInterrupt: after SIGTERM and SIGINT.
+        SystemExit, KeyboardInterrupt: after SIGTERM, SIGINT and SIGHUP.
         TrainingDiverged: see `Guard`.
         MemoryError: a step found too little memory.
     """
@@ -109,6 +109,7 @@ class _Run:
     """One call of `fit`.
 
     `_intact`: whether model, optimizer and callbacks stand at the place that `_place` says, so that they can be saved.
+    `_undo`: puts back what callbacks behind an epoch have changed, while they are called.
     `_lost`: whether the last epoch's loss was not finite.
     `_due`, `_stopping`: whether a checkpoint is due, and `stop_training` set, in the view of all processes.
     """
@@ -126,6 +127,7 @@ class _Run:
         self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
         self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
         self._due, self._stopping = False, False
+        self._undo: Callable[[], None] | None = None
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
         """Train from a place on."""
@@ -171,8 +173,10 @@ class _Run:
                 logs |= self._evaluate(self._stop_if_asked)
             if self._measure:
                 logs |= self._measure(epoch + 1)
-            self._intact = False
+            if self._state:
+                self._undo = self._state.before_callbacks(self._optimizer, self._hooks.callbacks)
             self._hooks.on_epoch_end(epoch, logs)
+            self._intact, self._undo = False, None
         self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]
         if self._verbose:
             print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
@@ -291,6 +295,8 @@ class _Run:
         alone = self._replicas is None or self._replicas.shard[1] == 1
         if self._intact and alone and not asked and not isinstance(error, TrainingDiverged):
             try:
+                if self._undo:
+                    self._undo()
                 self._save()
             except Exception as second:  # the first error is the one to see
                 warnings.warn(f"No checkpoint could be written behind the error: {second}", stacklevel=2)

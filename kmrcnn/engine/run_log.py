@@ -70,7 +70,7 @@ class RunLog(keras.callbacks.Callback):
         self._asked: dict[int, Callable[[], float]] = {}  # rates on their way, by step
         self._details: dict[str, Any] = {}
         self._pictures: dict[str, np.ndarray] = {}
-        self._epoch, self._begun, self._fresh = 0, False, True
+        self._epoch, self._begun, self._fresh, self._heard = 0, False, True, False
 
     def show(self, details: Mapping[str, Any], pictures: Mapping[str, np.ndarray]) -> None:
         """More of the epoch that now ends; see `Writer.epoch`."""
@@ -79,7 +79,7 @@ class RunLog(keras.callbacks.Callback):
     # ---- the loop's calls ----
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._epoch, self._fresh = epoch, True
+        self._epoch, self._fresh, self._heard = epoch, True, False
         self._pace.pause()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -96,12 +96,19 @@ class RunLog(keras.callbacks.Callback):
 
     def on_step_read(self, step: int, scalars: Mapping[str, float]) -> None:
         """Take a step's scalars, see `kmrcnn.engine.loop.fit`."""
-        self._pace.tick()
+        self._heard = True
         for name, value in scalars.items():
             self._window.setdefault(name, deque(maxlen=WINDOW)).append(value)
         if (step + 1) % self._every == 0:
             steps = self.params["steps"]
             self._each("step", step + 1, step // steps + 1, self._values(step))
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # Where values are read late, an epoch's first steps are only handed to the device, and its last ones are read
+        # together behind it: neither tells how long a step takes.
+        if self._heard:
+            self._pace.tick()
+        self._heard = False
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         steps = self.params["steps"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import keras
@@ -78,9 +78,7 @@ class RunState:
             return
         arrays, notes = dict(self.resumed.arrays), self.resumed.notes
         restore_model(model, self.resumed)
-        rate = None
-        if self._new_rate and not callable(_inner(optimizer)._learning_rate):  # schedules are none of its variables
-            rate = float(optimizer.learning_rate)
+        rate = _own_rate(optimizer) if self._new_rate else None
         restore_optimizer(optimizer, self.resumed)
         if rate is not None:
             optimizer.learning_rate = rate
@@ -89,6 +87,21 @@ class RunState:
             train_step.restore(own)
         callback_state.restore(callbacks, notes["callbacks"], arrays)
         means.restore(notes["means"])
+
+    def before_callbacks(self, optimizer, callbacks: Sequence) -> Callable[[], None]:
+        """Note what callbacks change behind an epoch: the learning rate and what they remember.
+
+        Returns:
+            A function that puts this back.
+        """
+        rate, kept = _own_rate(optimizer), callback_state.collect(callbacks)
+
+        def put_back() -> None:
+            if rate is not None:
+                optimizer.learning_rate = rate
+            callback_state.restore(callbacks, *kept)
+
+        return put_back
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint inside an epoch."""
@@ -162,6 +175,11 @@ def versions() -> dict[str, str]:
 def _inner(optimizer):
     """What steps update: of a LossScaleOptimizer its inner one."""
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _own_rate(optimizer) -> float | None:
+    """The learning rate if it is one of the optimizer's variables; schedules are not."""
+    return None if callable(_inner(optimizer)._learning_rate) else float(optimizer.learning_rate)
 
 
 def _model_arrays(model: keras.Model) -> dict[str, np.ndarray]:

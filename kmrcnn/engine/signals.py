@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop: training ends behind the running step, with its state saved."""
+"""Signals as a wish to stop: training ends behind the running step, with its state saved."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ import threading
 import time
 from typing import Any
 
+# SIGHUP says that the terminal is gone; Windows has none.
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+STOPPED = tuple(128 + number for number in ENDING)  # exit status of a process that one of them stopped in order
 _SAME = 2.0  # seconds in which several signals are one wish: a launcher and a batch system may both send it
 
 
+def wanted() -> list[signal.Signals]:
+    """Those of `ENDING` to act on: `nohup` lets a run outlive its terminal."""
+    return [number for number in ENDING
+            if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopSignals:
-    """Context manager that notes the first SIGTERM or SIGINT; one that comes later ends the process at once.
+    """Context manager that notes the first SIGTERM, SIGINT or SIGHUP; one that comes later ends the process at once.
 
     In other threads than the main one, where Python allows no handlers, it does nothing. The handlers that were there
     come back at the end, and a signal that came too late for the block to act on it ends it as `leave` does.
@@ -29,7 +38,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in wanted():
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -178,14 +178,14 @@ def test_a_dead_worker_is_an_error():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_asks_for_an_end_ends_no_worker_that_starts(number):
     """Ctrl-C goes to all processes of a terminal; the parent decides."""
     with DataLoader(shapes(), make_config(LOADER_BACKEND="process"), workers=1) as loader:
         loader._prepare_workers()
         os.kill(loader._processes[0].process.pid, number)
         assert len(list(loader.stream(0, 2))) == 2
-        assert not set(signal.pthread_sigmask(signal.SIG_BLOCK, ())) & {signal.SIGINT, signal.SIGTERM}
+        assert not set(signal.pthread_sigmask(signal.SIG_BLOCK, ())) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no such signals")

@@ -157,11 +157,11 @@ def test_one_that_has_told_of_its_failure_and_cannot_end_is_ended(monkeypatch):
     assert _processes(f"if rank == '1': {told}\ntime.sleep(1000)").wait() == "replica 1 failed: disk on fire"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_those_that_a_signal_ends_before_they_can_stop_in_order_have_not_failed(number, tmp_path, monkeypatch):
     """The second one does not take notice of the signal; what it waits for is gone with the first one."""
     monkeypatch.setattr(launch, "_GRACE", 0.5)
-    signals = "(signal.SIGTERM, signal.SIGINT)"
+    signals = "(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)"
     processes = _processes(f"[signal.signal(n, signal.SIG_DFL if rank == '0' else signal.SIG_IGN) for n in {signals}]\n"
                            f"open({str(tmp_path)!r} + '/' + rank, 'w')\ntime.sleep(1000)")
     while len(os.listdir(tmp_path)) < 2:

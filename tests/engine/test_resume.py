@@ -128,6 +128,24 @@ def test_a_signal_during_validation(straight, tmp_path):
     _assert_same(straight[0], last)
 
 
+def test_a_callback_that_fails_behind_an_epoch(straight, tmp_path):
+    """All of them are called again; what the others had done is undone."""
+    class Fails(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise Stop
+
+    with pytest.raises(Stop):
+        Training(tmp_path).run(callbacks=[_plateau(), Fails()])
+    notes = read_last(tmp_path / "state").notes
+    assert (notes["epoch"], notes["step"]) == (2, STEPS)
+    last = Training(tmp_path)
+    history = last.run(batches := Batches(), callbacks=[_plateau()])
+    assert batches.steps[0] == 3 * STEPS
+    _assert_same(straight[0], last)
+    assert history.history == straight[1].history
+
+
 @pytest.mark.once
 def test_a_signal_behind_the_last_step_ends_the_script_too(straight, tmp_path):
     class Ends(keras.callbacks.Callback):

@@ -201,6 +201,26 @@ def test_pace_is_a_median_and_pauses_do_not_count():
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(("steps", "seconds"), [(2, None), (3, None), (6, 5.0)])
+def test_the_pace_is_that_of_a_device_whose_values_are_read_late(steps, seconds):
+    """Two steps are handed over at once; then every 5 s one of them is read; the last two are read together."""
+    now, log = 0.0, RunLog([])
+    log._pace = Pace(1, lambda: now)
+    log.set_params({"steps": steps, "epochs": 1})
+    log.on_epoch_begin(0)
+    for step in range(steps):
+        if step >= 2:
+            now += 5
+            log.on_step_read(step - 2, {"loss": 1.0})
+        log.on_train_batch_end(step)
+    for step in range(max(0, steps - 2), steps):
+        now += 0.001
+        log.on_step_read(step, {"loss": 1.0})
+    log.on_epoch_end(0)
+    assert log._pace.read(0).get("seconds_per_step") == seconds
+
+
+@pytest.mark.once
 def test_json_lines_are_json_also_where_a_value_is_not_finite(tmp_path):
     lines = JSONLines(tmp_path / "a.jsonl")
     lines.step(1, 1, {"loss": float("nan")})

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGTERM, SystemExit, 143),
-                                                       (signal.SIGINT, KeyboardInterrupt, None)])
+                                                       (signal.SIGINT, KeyboardInterrupt, None),
+                                                       (signal.SIGHUP, SystemExit, 129)])
 def test_the_first_is_noted_and_a_later_one_is_not_ours(number, error, code, capsys, monkeypatch):
     seen = []
     before = signal.signal(number, lambda *_: seen.append("own"))
@@ -62,6 +63,16 @@ def test_one_that_nobody_acted_on_is_not_lost_and_hides_no_error(number, error):
     with pytest.raises(ZeroDivisionError), StopSignals():
         os.kill(os.getpid(), number)
         raise ZeroDivisionError
+
+
+def test_one_that_nohup_set_to_be_ignored_is():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_one_is_noted_where_nothing_can_be_printed(monkeypatch):
