@@ -19,6 +19,7 @@ from kmrcnn.data.download import DownloadError
 from kmrcnn.engine import launch
 from kmrcnn.engine.checkpoint import list_checkpoints
 from kmrcnn.engine.run import STATE_FOLDER
+from kmrcnn.engine.stages import LAYER_STAGES, select_layers
 from kmrcnn.importers import catalogue
 
 # isort: split
@@ -254,6 +255,8 @@ def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float |
     notes = {**(run or {}), "classes": list(training.class_names)}
     if "dataset" in notes:
         notes["dataset"] = str(Path(notes["dataset"]).resolve())  # found again from any folder
+    with blame("training"):
+        select_layers(model.keras_model, LAYER_STAGES.get(layers, layers), verbose=0)
     noting = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: remember(model, notes))
     model.train(training, validation, rate, epochs, layers, custom_callbacks=[noting], resume=resume)
 

@@ -210,6 +210,8 @@ def test_errors_speak(trained, tmp_path):
         trained.model.detect([])
     with pytest.raises(ValueError, match="no layer with weights matches 'head'"):
         trained.model.set_trainable("head", verbose=0)
+    with pytest.raises(ValueError, match="layers: '3\\+\\)' is no regular expression of layer names: unbalanced"):
+        trained.model.set_trainable("3+)", verbose=0)
     with pytest.raises(FileNotFoundError, match="Could not find model directory"):
         MaskRCNN("inference", TinyConfig(), tmp_path).find_last()
     wrong = ShapesDataset()

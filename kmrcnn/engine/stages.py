@@ -46,10 +46,14 @@ def select_layers(model: keras.Model, layer_regex: str, verbose: int = 1) -> Non
     """`set_trainable`, with a word about it.
 
     Raises:
-        ValueError: no layer matches.
+        ValueError: no layer matches, or it is no regular expression.
     """
     if verbose:
         print("Selecting layers to train")
+    try:
+        re.compile(layer_regex)
+    except re.error as error:
+        raise ValueError(f"layers: {layer_regex!r} is no regular expression of layer names: {error}") from None
     if not set_trainable(model, layer_regex, verbose=verbose):
         raise ValueError(f"layers: no layer with weights matches {layer_regex!r}; use {', '.join(LAYER_STAGES)} or a "
                          "regular expression of layer names")

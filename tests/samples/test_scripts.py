@@ -216,6 +216,8 @@ def write_balloons(folder):
 def test_balloon_train_and_splash(run, tmp_path, capsys):
     write_balloons(tmp_path / "data")
     logs = f"--logs={tmp_path / 'logs'}"
+    with pytest.raises(SystemExit, match="training: layers: no layer with weights matches 'head'; use heads, 5"):
+        run("balloon", "train", f"--dataset={tmp_path / 'data'}", "--model=none", "--layers=head", logs, *TINY)
     run("balloon", "train", f"--dataset={tmp_path / 'data'}", "--model=none", "--epochs=1", logs, *TINY)
     run("balloon", "splash", "--model=last", f"--image={tmp_path / 'data' / 'val' / 'a.png'}", logs)
     picture, = tmp_path.glob("splash_*.png")
