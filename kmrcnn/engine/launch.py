@@ -127,7 +127,7 @@ class Processes:
         self._environment = dict(os.environ if environment is None else environment)
         self.stopped = 0
         self._asked: set[int] = set()  # signals passed on
-        self._messages: list[str] = []
+        self._messages: list[tuple[int, str]] = []  # (who, why) of those that told why they end
         self._all: list[subprocess.Popen] = []
         self._threads: list[threading.Thread] = []
         self._links: list[socket.socket] = []
@@ -149,7 +149,7 @@ class Processes:
         given.close()
         self._all.append(process)
         self._links.append(own)
-        self._in_thread(self._listen, own)
+        self._in_thread(self._listen, own, rank)
         if rank:
             self._in_thread(_forward, process.stderr, rank)
 
@@ -157,10 +157,10 @@ class Processes:
         self._threads.append(threading.Thread(target=function, args=arguments, daemon=True))
         self._threads[-1].start()
 
-    def _listen(self, link: socket.socket) -> None:
+    def _listen(self, link: socket.socket, rank: int) -> None:
         with contextlib.suppress(OSError), link.makefile(encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                self._messages.append(line.strip())
+                self._messages.append((rank, line.strip()))
 
     def send(self, number: int) -> None:
         """Send a signal to all that still run."""
@@ -204,7 +204,8 @@ class Processes:
         time.sleep(0.2)  # its last words may be on their way
         ended = [(rank, -process.returncode) for rank, process in enumerate(self._all)
                  if process.poll() is not None and process.returncode < 0]
-        killed = [(rank, number) for rank, number in ended if number not in self._asked]
+        told = {rank for rank, _ in self._messages}  # what ends one of these afterwards matters less
+        killed = [(rank, number) for rank, number in ended if number not in self._asked and rank not in told]
         failed = [(rank, process.returncode) for rank, process in enumerate(self._all) if process.poll()]
         self.send(signal.SIGTERM)
         self.send(signal.SIGCONT)  # one that was stopped takes notice only then
@@ -216,15 +217,16 @@ class Processes:
                 process.kill()
                 process.wait()
         self._hear_out()
-        if ended and not killed:  # before it could stop in order; the others fail without it
-            self.stopped = 128 + ended[0][1]
+        stopped = [number for _, number in ended if number in self._asked]
+        if stopped and not killed:  # before it could stop in order; the others fail without it
+            self.stopped = 128 + stopped[0]
             return None
         if killed:
             rank, number = killed[0]
             hint = ", perhaps for lack of memory" if number == signal.SIGKILL else ""
             return f"replica {rank} of {len(self._all)} was killed by {signal.Signals(number).name}{hint}"
         if self._messages:
-            return self._messages[0]
+            return self._messages[0][1]
         rank, code = failed[0]
         return f"replica {rank} of {len(self._all)} ended with exit code {code}"
 

@@ -24,23 +24,24 @@ _BUCKETS = {"cuda": 25 << 20, "cpu": 1 << 20}
 
 
 class TorchReplicas(Replicas):
-    """The processes of a torch.distributed group.
+    """All processes of torch.distributed.
+
+    Their group goes by its name: an object that holds it, perhaps an error's traceback, would keep gloo's threads
+    running into the end of the interpreter, which aborts a process whose threads still touch Python's objects.
 
     Between the first `beat` and `rest` a process that makes no progress for `timeout` seconds ends the run: the others
     name it and exit, see `kmrcnn.engine.torch_heartbeat`.
 
     Args:
-        group: the processes; all of them by default.
         heartbeat: of this process, to tell the others of progress; with its `timeout`.
 
     Attributes:
-        group: name of the processes' group, as the ops of `kmrcnn.ops.torch_collectives` want it.
+        group: name of their group, as the ops of `kmrcnn.ops.torch_collectives` want it.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, heartbeat: Heartbeat | None = None):
-        self._group = group or dist.group.WORLD
-        self.group = self._group.group_name
-        self.rank, self.count = self._group.rank(), self._group.size()
+    def __init__(self, heartbeat: Heartbeat | None = None):
+        self.group = dist.group.WORLD.group_name
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self._heartbeat = heartbeat
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,31 +68,31 @@ class TorchReplicas(Replicas):
         for kind in sorted({(tensor.dtype, tensor.device) for tensor in tensors}, key=str):
             own = [tensor for tensor in tensors if (tensor.dtype, tensor.device) == kind]
             flat = torch.cat([tensor.reshape(-1) for tensor in own])
-            dist.broadcast(flat, dist.get_global_rank(self._group, 0), self._group)
+            dist.broadcast(flat, 0)
             for tensor, piece in zip(own, flat.split([tensor.numel() for tensor in own]), strict=True):
                 tensor.copy_(piece.view(tensor.shape))
 
     def gather(self, value: Any) -> list | None:
         """See `Replicas`."""
         parts = [None] * self.count if self.is_main else None
-        dist.gather_object(value, parts, dist.get_global_rank(self._group, 0), self._group)
+        dist.gather_object(value, parts)
         return parts
 
     def share(self, value: Any) -> Any:
         """See `Replicas`."""
         values = [value]
-        dist.broadcast_object_list(values, dist.get_global_rank(self._group, 0), self._group)
+        dist.broadcast_object_list(values)
         return values[0]
 
     def any(self, wishes: Sequence[bool]) -> list[bool]:
         """See `Replicas`."""
         votes = torch.tensor(wishes, dtype=torch.int32)
-        dist.all_reduce(votes, group=self._group)
+        dist.all_reduce(votes)
         return [bool(vote) for vote in votes]
 
     def barrier(self) -> None:
         """See `Replicas`."""
-        dist.all_reduce(torch.zeros(1), group=self._group)
+        dist.all_reduce(torch.zeros(1))
 
     def beat(self) -> None:
         """See `Replicas`."""
@@ -128,7 +129,7 @@ def join(count: int | None, environment: Mapping[str, str] = os.environ,
     if not dist.is_initialized():
         use_own_device(environment)
         _connect(environment, timeout)
-    return TorchReplicas(heartbeat=_heartbeat(timeout))
+    return TorchReplicas(_heartbeat(timeout))
 
 
 @functools.cache
@@ -190,3 +191,4 @@ def _why(error: Exception, address: str, port: int) -> str:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        print("THREADS", [open(f"/proc/self/task/{i}/comm").read().strip() for i in os.listdir("/proc/self/task")], file=__import__("sys").stderr)

@@ -151,6 +151,12 @@ def _processes(code: str) -> launch.Processes:
     return launch.Processes([sys.executable, "-c", begin + code], 2)
 
 
+def test_what_one_has_told_of_its_failure_is_not_hidden_by_a_crash_behind_it():
+    told = "os.write(int(os.environ['KMRCNN_PARENT']), b'replica 1 failed: disk on fire\\n')"
+    why = _processes(f"if rank == '1': {told}; os.kill(os.getpid(), signal.SIGABRT)\ntime.sleep(1000)").wait()
+    assert why == "replica 1 failed: disk on fire"
+
+
 def test_one_that_has_told_of_its_failure_and_cannot_end_is_ended(monkeypatch):
     monkeypatch.setattr(launch, "_GRACE", 0.5)
     told = "os.write(int(os.environ['KMRCNN_PARENT']), b'replica 1 failed: disk on fire\\n')"
