@@ -127,6 +127,7 @@ class _Run:
         self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
         self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
         self._due, self._stopping = False, False
+        self._alone = replicas is None or replicas.shard[1] == 1  # this process trains without others
         self._undo: Callable[[], None] | None = None
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
@@ -173,7 +174,7 @@ class _Run:
                 logs |= self._evaluate(self._stop_if_asked)
             if self._measure:
                 logs |= self._measure(epoch + 1)
-            if self._state:
+            if self._state and self._alone:
                 self._undo = self._state.before_callbacks(self._optimizer, self._hooks.callbacks)
             self._hooks.on_epoch_end(epoch, logs)
             self._intact, self._undo = False, None
@@ -199,11 +200,12 @@ class _Run:
                 batch = next(batches)
                 scalars = self._step(batch, progress)
                 self._meter.note(epoch * self._steps + index, scalars, self._train_step.accumulated == 0)
+                # Also where a callback fails now: the step is made, and cannot be made again for the callbacks' sake.
+                self._place, self._intact = (epoch, index + 1), True
                 if self._end:
                     logs = DeviceLogs(scalars)
                     for callback in self._end:
                         callback.on_train_batch_end(index, logs)
-                self._place, self._intact = (epoch, index + 1), True
                 progress.step(self._meter.means)
                 if self._stop_if_asked(due=bool(self._state and self._state.due())):
                     break
@@ -264,7 +266,7 @@ class _Run:
 
     def _agreed(self, wishes: Sequence[bool], vote: bool) -> Sequence[bool]:
         """What any process wishes, in all of them at the same step."""
-        if self._replicas is None or self._replicas.shard[1] == 1:
+        if self._alone:
             return wishes
         self._since_vote += 1
         if self._since_vote < _VOTE and not vote:
@@ -292,8 +294,7 @@ class _Run:
         One that a signal asked for comes behind its checkpoint, or is a second signal, which waits for none.
         """
         asked = self.signals.received is not None and isinstance(error, KeyboardInterrupt | SystemExit)
-        alone = self._replicas is None or self._replicas.shard[1] == 1
-        if self._intact and alone and not asked and not isinstance(error, TrainingDiverged):
+        if self._intact and self._alone and not asked and not isinstance(error, TrainingDiverged):
             try:
                 if self._undo:
                     self._undo()
