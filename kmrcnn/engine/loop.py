@@ -13,7 +13,7 @@ import keras
 
 from kmrcnn.engine.guards import Guard, TrainingDiverged, explain_memory
 from kmrcnn.engine.meter import Meter
-from kmrcnn.engine.progress import Progress, format_scalars
+from kmrcnn.engine.progress import Progress, format_scalars, say
 from kmrcnn.engine.run_state import RunState
 from kmrcnn.engine.signals import StopSignals
 from kmrcnn.engine.step import TrainStep, on_device
@@ -180,8 +180,7 @@ class _Run:
             self._intact, self._undo = False, None
         self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]
         if self._verbose:
-            print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
-                  flush=True)
+            say(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}")
         last = self._model.stop_training or epoch + 1 == self._epochs
         if last:
             self._optimizer.finalize_variable_values(self._model.trainable_variables)
