@@ -23,6 +23,7 @@ from kmrcnn.engine.logs import make_logs
 from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer, ready_optimizer, updates_between
 from kmrcnn.engine.prepare import image_preparation
+from kmrcnn.engine.progress import say
 from kmrcnn.engine.replicas import Replicas
 from kmrcnn.engine.resume import Resumption, describe
 from kmrcnn.engine.run import Run
@@ -291,4 +292,4 @@ class Trainer:
                           stacklevel=4)
             return
         if verbose:
-            print(f"Plots: {path}")
+            say(f"Plots: {path}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from kmrcnn.engine.progress import say
+
 
 def is_better(name: str, value: float, best: float | None) -> bool:
     """Whether a logged value is better than the best one so far; NaN never is.
@@ -45,7 +47,7 @@ class EarlyStop(keras.callbacks.Callback):
         if self._waited >= self._patience:
             self.model.stop_training = True
             best = "any number" if self._best is None else f"{self._best:.4g}"
-            print(f"{self._name} was not better than {best} for {self._waited} epochs: training ends.")
+            say(f"{self._name} was not better than {best} for {self._waited} epochs: training ends.")
 
     def get_state(self) -> dict[str, Any]:
         return {"name": self._name, "best": self._best, "waited": self._waited}

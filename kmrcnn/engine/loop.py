@@ -13,7 +13,7 @@ import keras
 
 from kmrcnn.engine.guards import Guard, TrainingDiverged, explain_memory
 from kmrcnn.engine.meter import Meter
-from kmrcnn.engine.progress import Progress, format_scalars
+from kmrcnn.engine.progress import Progress, format_scalars, say
 from kmrcnn.engine.run_state import RunState
 from kmrcnn.engine.signals import StopSignals
 from kmrcnn.engine.step import TrainStep, on_device
@@ -127,6 +127,7 @@ class _Run:
         self._meter = Meter(guard, [c.on_step_read for c in hooks.callbacks if hasattr(c, "on_step_read")])
         self._place, self._intact, self._lost, self._since_vote = (0, 0), False, False, 0
         self._due, self._stopping = False, False
+        self._alone = replicas is None or replicas.shard[1] == 1  # this process trains without others
         self._undo: Callable[[], None] | None = None
 
     def start(self, source: BatchSource, epoch: int, step: int) -> keras.callbacks.History:
@@ -173,14 +174,13 @@ class _Run:
                 logs |= self._evaluate(self._stop_if_asked)
             if self._measure:
                 logs |= self._measure(epoch + 1)
-            if self._state:
+            if self._state and self._alone:
                 self._undo = self._state.before_callbacks(self._optimizer, self._hooks.callbacks)
             self._hooks.on_epoch_end(epoch, logs)
             self._intact, self._undo = False, None
         self._model.stop_training = self._agreed([self._model.stop_training], vote=True)[0]
         if self._verbose:
-            print(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}",
-                  flush=True)
+            say(f"Epoch {epoch + 1}/{self._epochs} - {time.monotonic() - start:.0f}s - {format_scalars(logs)}")
         last = self._model.stop_training or epoch + 1 == self._epochs
         if last:
             self._optimizer.finalize_variable_values(self._model.trainable_variables)
@@ -199,11 +199,12 @@ class _Run:
                 batch = next(batches)
                 scalars = self._step(batch, progress)
                 self._meter.note(epoch * self._steps + index, scalars, self._train_step.accumulated == 0)
+                # Also where a callback fails now: the step is made, and cannot be made again for the callbacks' sake.
+                self._place, self._intact = (epoch, index + 1), True
                 if self._end:
                     logs = DeviceLogs(scalars)
                     for callback in self._end:
                         callback.on_train_batch_end(index, logs)
-                self._place, self._intact = (epoch, index + 1), True
                 progress.step(self._meter.means)
                 if self._stop_if_asked(due=bool(self._state and self._state.due())):
                     break
@@ -264,7 +265,7 @@ class _Run:
 
     def _agreed(self, wishes: Sequence[bool], vote: bool) -> Sequence[bool]:
         """What any process wishes, in all of them at the same step."""
-        if self._replicas is None or self._replicas.shard[1] == 1:
+        if self._alone:
             return wishes
         self._since_vote += 1
         if self._since_vote < _VOTE and not vote:
@@ -292,8 +293,7 @@ class _Run:
         One that a signal asked for comes behind its checkpoint, or is a second signal, which waits for none.
         """
         asked = self.signals.received is not None and isinstance(error, KeyboardInterrupt | SystemExit)
-        alone = self._replicas is None or self._replicas.shard[1] == 1
-        if self._intact and alone and not asked and not isinstance(error, TrainingDiverged):
+        if self._intact and self._alone and not asked and not isinstance(error, TrainingDiverged):
             try:
                 if self._undo:
                     self._undo()

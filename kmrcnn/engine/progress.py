@@ -1,7 +1,11 @@
-"""Progress of an epoch, or of what follows it, on the terminal: bar, ETA and running means."""
+"""Progress of an epoch, or of what follows it, on the terminal: bar, ETA and running means.
+
+A terminal that is closed, or a pipe whose reader is gone, as `tee` is after Ctrl-C, ends no run: nothing here raises.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +15,7 @@ from tqdm import tqdm
 # Seconds between refreshes: reading a loss waits for the device, and a log file wants few lines.
 _TERMINAL_INTERVAL = 0.5
 _FILE_INTERVAL = 30.0
+_NOT_SHOWN = (OSError, ValueError)  # nobody reads it, or the stream was closed
 
 
 class RunningMean:
@@ -44,8 +49,11 @@ class Progress:
 
     def __init__(self, title: str, steps: int, enabled: bool, done: int = 0):
         self._interval = _TERMINAL_INTERVAL if sys.stderr.isatty() else _FILE_INTERVAL
-        self._bar = tqdm(total=steps, initial=done, desc=title, disable=not enabled, mininterval=0, miniters=0,
-                         leave=False, delay=self._interval, dynamic_ncols=True)
+        try:
+            self._bar = tqdm(total=steps, initial=done, desc=title, disable=not enabled, mininterval=0, miniters=0,
+                             leave=False, delay=self._interval, dynamic_ncols=True)
+        except _NOT_SHOWN:
+            self._bar = tqdm(disable=True)
         self._pending = 0
         self._due = time.monotonic() + self._interval
 
@@ -54,21 +62,30 @@ class Progress:
         self._pending += 1
         if self._bar.disable or time.monotonic() < self._due:
             return
-        if means:
-            self._bar.set_postfix_str(format_scalars(means.read()), refresh=False)
-        self._bar.update(self._pending)
+        with contextlib.suppress(*_NOT_SHOWN):
+            if means:
+                self._bar.set_postfix_str(format_scalars(means.read()), refresh=False)
+            self._bar.update(self._pending)
         self._pending, self._due = 0, time.monotonic() + self._interval
 
     def note(self, text: str) -> None:
         """Print a line beside the bar."""
         if not self._bar.disable:
-            tqdm.write(text)
+            with contextlib.suppress(*_NOT_SHOWN):
+                tqdm.write(text)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.close()
+        with contextlib.suppress(*_NOT_SHOWN):
+            self._bar.close()
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    with contextlib.suppress(*_NOT_SHOWN):
+        print(text, flush=True)
 
 
 def format_scalars(scalars: Mapping[str, float]) -> str:

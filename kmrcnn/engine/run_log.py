@@ -16,6 +16,7 @@ from kmrcnn.engine.learning_rate import RateReader
 from kmrcnn.engine.pace import WINDOW, Pace
 from kmrcnn.engine.peak_memory import peak_memory
 from kmrcnn.engine.place import Place
+from kmrcnn.engine.progress import say
 
 
 class Writer(Protocol):
@@ -116,7 +117,7 @@ class RunLog(keras.callbacks.Callback):
         self._each("epoch", (epoch + 1) * steps, epoch + 1, dict(logs or {}), self._details, self._pictures)
         self._details, self._pictures = {}, {}
         if self._verbose:
-            print(f"Epoch {epoch + 1}/{self.params['epochs']} - {self._line((epoch + 1) * steps)}", flush=True)
+            say(f"Epoch {epoch + 1}/{self.params['epochs']} - {self._line((epoch + 1) * steps)}")
 
     def on_train_end(self, logs: Any = None) -> None:
         self._each("close")

@@ -94,12 +94,13 @@ class RunState:
         Returns:
             A function that puts this back.
         """
-        rate, kept = _own_rate(optimizer), callback_state.collect(callbacks)
+        rate, (states, arrays) = _own_rate(optimizer), callback_state.collect(callbacks)
+        arrays = {name: np.array(array) for name, array in arrays.items()}  # they may change them in place
 
         def put_back() -> None:
             if rate is not None:
                 optimizer.learning_rate = rate
-            callback_state.restore(callbacks, *kept)
+            callback_state.restore(callbacks, states, arrays)
 
         return put_back
 
@@ -179,7 +180,9 @@ def _inner(optimizer):
 
 def _own_rate(optimizer) -> float | None:
     """The learning rate if it is one of the optimizer's variables; schedules are not."""
-    return None if callable(_inner(optimizer)._learning_rate) else float(optimizer.learning_rate)
+    if callable(_inner(optimizer)._learning_rate):
+        return None
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 def _model_arrays(model: keras.Model) -> dict[str, np.ndarray]:

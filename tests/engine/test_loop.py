@@ -15,6 +15,7 @@ from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.loop import DeviceLogs, fit
 from kmrcnn.engine.replicas import Replicas
+from kmrcnn.engine.run_log import RunLog
 from kmrcnn.engine.step import build_eval_step, build_train_step
 from tests.engine.fakes import Batches, build_model
 
@@ -293,3 +294,35 @@ def test_processes_also_save_where_votes_fall_into_rounds_of_accumulated_batches
     fit(model, step, Batches(), optimizer=optimizer, epochs=2, steps_per_epoch=11, verbose=0, state=state,
         replicas=_Two())
     assert state.saved == [(0, 8), (1, 0), (1, 9), (2, 0)]
+
+
+@pytest.mark.once
+def test_an_output_that_nobody_reads_any_more_ends_no_run(monkeypatch):
+    """As of `python train.py 2>&1 | tee log` when Ctrl-C has ended tee, which the run is to outlive by a checkpoint."""
+    class Gone:
+        encoding, tried = "utf-8", 0
+
+        def write(self, text):
+            Gone.tried += 1
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+        def isatty(self):
+            return True
+
+    class Prints(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            monkeypatch.setattr("sys.stdout", Gone())
+            monkeypatch.setattr("sys.stderr", Gone())
+
+    monkeypatch.setattr(progress, "_TERMINAL_INTERVAL", 0.0)
+    model, optimizer = build_model(), keras.optimizers.SGD(0.05)
+    step = build_train_step(model, optimizer, {}, 0.0)
+    model.compile(optimizer=optimizer)
+    callbacks = [Prints(), RunLog([], verbose=1), EarlyStop("loss", 1)]
+    monkeypatch.setattr(callbacks[2], "_best", 0.0)
+    history = fit(model, step, Batches(), optimizer=optimizer, epochs=2, steps_per_epoch=3, callbacks=callbacks,
+                  eval_step=build_eval_step(model, {}, 0.0), val_batches=Batches(), validation_steps=2)
+    assert history.epoch == [0] and Gone.tried >= 3  # the lines of log, early stop and epoch

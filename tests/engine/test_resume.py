@@ -147,6 +147,21 @@ def test_a_callback_that_fails_behind_an_epoch(straight, tmp_path):
 
 
 @pytest.mark.once
+def test_a_callback_that_fails_behind_a_step(straight, tmp_path):
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise Stop
+
+    with pytest.raises(Stop):
+        Training(tmp_path).run(callbacks=[_plateau(), Fails()])
+    assert os.path.basename(read_last(tmp_path / "state").path) == "0000-000003"
+    last = Training(tmp_path)
+    last.run(callbacks=[_plateau()])
+    _assert_same(straight[0], last)
+
+
+@pytest.mark.once
 def test_a_signal_behind_the_last_step_ends_the_script_too(straight, tmp_path):
     class Ends(keras.callbacks.Callback):
         def on_train_end(self, logs=None):
@@ -248,6 +263,31 @@ def test_own_callbacks_take_part(tmp_path):
     counting = Counting()
     Training(tmp_path).run(callbacks=[counting])
     assert counting.count == STEPS * EPOCHS and counting.seen.tolist() == [STEPS * EPOCHS] * 2
+
+
+@pytest.mark.once
+def test_what_a_callback_changes_in_place_behind_an_epoch_is_undone_too(tmp_path):
+    class Counting(keras.callbacks.Callback):
+        def __init__(self, fails=False):
+            super().__init__()
+            self.seen, self._fails = np.zeros(EPOCHS), fails
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen[epoch] += 1
+            if self._fails and epoch == 2:
+                raise Stop
+
+        def get_state(self):
+            return {"seen": self.seen}
+
+        def set_state(self, state):
+            self.seen = state["seen"]
+
+    with pytest.raises(Stop):
+        Training(tmp_path).run(callbacks=[Counting(fails=True)])
+    counting = Counting()
+    Training(tmp_path).run(callbacks=[counting])
+    assert counting.seen.tolist() == [1] * EPOCHS
 
 
 @pytest.mark.once

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import keras
 import numpy as np
@@ -13,11 +14,15 @@ import pytest
 
 from kmrcnn.data.loader import DataLoader
 from kmrcnn.data.shapes import ShapesDataset
+from kmrcnn.engine.checkpoint import checkpoint_name, read_last
 from kmrcnn.engine.execution import Execution
 from kmrcnn.engine.groups import Groups
+from kmrcnn.engine.keeper import Keeper
+from kmrcnn.engine.loop import fit
 from kmrcnn.engine.optimizer import default_optimizer
 from kmrcnn.engine.prepare import image_preparation
 from kmrcnn.engine.replicas import make as make_replicas
+from kmrcnn.engine.run_state import RunState, Stage
 from kmrcnn.engine.schedules import Schedule
 from kmrcnn.engine.step import build_detect_step, build_eval_step, build_train_step
 from kmrcnn.engine.tuning import Tuning
@@ -274,6 +279,51 @@ def test_a_state_goes_on_to_the_bit():
     assert scalars == wanted_scalars[4:]
     for found, value in zip(_arrays((*model.variables, *optimizer.variables)), wanted, strict=True):
         np.testing.assert_array_equal(found, value)
+
+
+class _Stream:
+    def stream(self, start, stop):
+        return map(_batch, range(start, stop))
+
+
+class _Halving(keras.callbacks.Callback):
+    """Halves the rate behind every epoch, and fails behind one."""
+
+    def __init__(self, fails: int | None = None):
+        super().__init__()
+        self._fails = fails
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)) / 2
+        if epoch == self._fails:
+            raise ZeroDivisionError
+
+
+def _fit_small(folder, fails: int | None = None, new_rate: bool = False) -> list[np.ndarray]:
+    model, optimizer, step = _small_step(REPLICAS)
+    with REPLICAS.scope():
+        model.compile(optimizer)
+        checkpoint, keeper = read_last(folder), Keeper(folder, "NAME: a\n")
+        keeper.begin(checkpoint and checkpoint.path)
+        fit(model, step, _Stream(), optimizer=optimizer, epochs=3, steps_per_epoch=2, callbacks=[_Halving(fails)],
+            verbose=0, replicas=REPLICAS, state=RunState(keeper, [Stage("all", 3)], checkpoint, new_rate))
+    return _arrays((*model.variables, *optimizer.variables))
+
+
+def test_a_run_goes_on_behind_a_callback_that_failed(tmp_path):
+    wanted = _fit_small(tmp_path / "straight")
+    with pytest.raises(ZeroDivisionError):
+        _fit_small(tmp_path / "stopped", fails=1)
+    assert checkpoint_name(1, 2) in os.listdir(tmp_path / "stopped")
+    for one, other in zip(_fit_small(tmp_path / "stopped"), wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_new_learning_rate_on_resume_counts(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        _fit_small(tmp_path, fails=1)
+    optimizer = _fit_small(tmp_path, new_rate=True)[len(_small_model().variables):]
+    assert optimizer[1] == pytest.approx(0.05 / 4)  # halved behind the second and the third epoch
 
 
 def test_the_same_run_gives_the_same_bits():
