@@ -190,6 +190,19 @@ def test_copy_paste_takes_objects_of_the_dataset(mode):
         CopyPaste()(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 0), bool), np.random.default_rng(0))
 
 
+def test_a_rare_source_finds_its_own_images():
+    dataset = Lit()
+    for place in (10, 60, 110):
+        dataset.add(100, 160, [(10, place, 40, place + 40)])
+    for number in range(300):
+        dataset.add_image("elsewhere", number, None, height=100, width=160, boxes=[], classes=[], first=0)
+    dataset.prepare()
+    config = make_config(USE_MINI_MASK=False)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        assert len(load_image_gt(dataset, config, 0, augmentation=CopyPaste(1), rng=rng)[2]) == 2
+
+
 def test_an_image_is_not_pasted_onto_itself():
     dataset = Lit()
     dataset.add(100, 160, [(10, 20, 40, 60)])
