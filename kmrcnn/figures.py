@@ -108,8 +108,8 @@ class Picture:
 
 
 def as_written(text: object) -> str:
-    """A text for matplotlib, which takes what is between two dollars for a formula."""
-    return str(text).replace("$", r"\$")
+    """A text for matplotlib, which takes what is between two dollars for a formula, and no halves of characters."""
+    return str(text).encode("utf-8", "replace").decode().replace("$", r"\$")
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
                          arguments.workers)
     except (OSError, ValueError, AttributeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except Exception:  # of a module of one's own: Python's exit code 1 would be taken for defects
+        traceback.print_exc()
         return 2
     print(text_report(result, arguments.shown))
     if arguments.out and not _write(result, arguments.out, parser.prog):

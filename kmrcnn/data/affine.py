@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from kmrcnn.data.extents import extract_bboxes, mask_areas
-from kmrcnn.data.scene import Augmentation, Other, Scene, check_probability, check_range
+from kmrcnn.data.scene import Augmentation, Other, Scene, check_number, check_probability, check_range
 from kmrcnn.data.warp import Warp, about_centre, perspective, rotation, scaling, shear, translation
 
 
@@ -40,10 +40,10 @@ class Affine(Augmentation):
         self.degrees = check_range(self, "degrees", _both_ways(degrees))
         self.scale = check_range(self, "scale", scale, 1e-3)
         self.shear = check_range(self, "shear", _both_ways(shear))
-        self.translate = check_range(self, "translate", translate, 0)[0]
-        if not 0 <= perspective <= 0.5:
-            raise ValueError(f"Affine: perspective: found {perspective!r}, expected a number in [0, 0.5]")
-        self.perspective, self.fill, self.min_visible = perspective, fill, min_visible
+        self.translate = check_number(self, "translate", translate)
+        self.perspective = check_number(self, "perspective", perspective, 0.5)
+        self.min_visible = check_number(self, "min_visible", min_visible)
+        self.fill = fill
         self.probability = check_probability(self, probability)
 
     def apply(self, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:

@@ -115,13 +115,19 @@ def build(specs: Sequence[str | Mapping[str, Any]] | None) -> Compose | None:
     Example:
         build([{"HorizontalFlip": {"probability": 0.5}}, "ColorJitter"])
     """
-    return None if specs is None else Compose([_built(spec) for spec in specs])
+    return None if specs is None else Compose(_all_built(specs))
+
+
+def _all_built(specs: Sequence[str | Mapping[str, Any]]) -> list[Augmentation]:
+    if not isinstance(specs, Sequence) or isinstance(specs, str):
+        raise ValueError(f"AUGMENTATION: found {specs!r}, expected a list")
+    return [_built(spec) for spec in specs]
 
 
 def _built(spec: str | Mapping[str, Any]) -> Augmentation:
     if isinstance(spec, str):
         spec = {spec: {}}
-    if not isinstance(spec, Mapping) or len(spec) != 1:
+    if not isinstance(spec, Mapping) or len(spec) != 1 or not isinstance(next(iter(spec.values())), Mapping | None):
         raise ValueError(f"AUGMENTATION: found {spec!r}, expected a class name or {{class name: arguments}}")
     (name, arguments), = spec.items()
     classes = {item: globals()[item] for item in __all__ if isinstance(globals()[item], type)}
@@ -132,7 +138,7 @@ def _built(spec: str | Mapping[str, Any]) -> Augmentation:
                          + (f" (nearest: {near[0]!r})" if near else ""))
     arguments = dict(arguments or {})
     if "augmentations" in arguments:
-        arguments["augmentations"] = build(arguments["augmentations"]).augmentations
+        arguments["augmentations"] = _all_built(arguments["augmentations"])
     known = list(signature(classes[name]).parameters)
     for argument in arguments.keys() - set(known):
         raise ValueError(f"AUGMENTATION: {name}: found an argument {argument!r}, expected some of {known}")

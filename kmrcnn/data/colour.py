@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from kmrcnn.data.scene import Augmentation, Other, Scene, check_probability, check_range
+from kmrcnn.data.scene import Augmentation, Other, Scene, check_number, check_probability, check_range
 
 
 class Pixels(Augmentation):
@@ -65,9 +66,7 @@ class ColorJitter(Pixels):
             check_range(self, name, (max(0, 1 - value), 1 + value) if isinstance(value, int | float) else value, 0)
             for name, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation))
         )
-        if not 0 <= hue <= 0.5:
-            raise ValueError(f"ColorJitter: hue: found {hue!r}, expected a number in [0, 0.5]")
-        self.hue, self.probability = hue, check_probability(self, probability)
+        self.hue, self.probability = check_number(self, "hue", hue, 0.5), check_probability(self, probability)
 
     def pixels(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= self.probability:
@@ -90,7 +89,7 @@ class HSVJitter(Pixels):
     """Multiply hue, saturation and value of an RGB image by factors drawn from [1 - gain, 1 + gain]."""
 
     def __init__(self, hue: float = 0.014, saturation: float = 0.68, value: float = 0.36):  # liangheming's
-        self.gains = [check_range(self, name, gain, 0)[0]
+        self.gains = [check_number(self, name, gain, math.inf)
                       for name, gain in (("hue", hue), ("saturation", saturation), ("value", value))]
 
     def pixels(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class CopyPaste(Augmentation):
 
     def __init__(self, probability: float = 0.5, flip: float = 0.5, max_instances: int | None = None):
         self.probability = check_probability(self, probability)
+        if max_instances is not None and not (isinstance(max_instances, Integral) and max_instances >= 1):
+            raise ValueError(f"CopyPaste: max_instances: found {max_instances!r}, expected None or 1, 2, ...")
         self.flip, self.max_instances = HorizontalFlip(flip), max_instances
 
     def apply(self, scene: Scene, rng: np.random.Generator, other: Other | None = None) -> Scene:

@@ -85,6 +85,9 @@ class Dataset:
         self.class_names = [str(info["name"]).split(",")[0] for info in self.class_info]
         self.num_images = len(self.image_info)
         self._image_ids = np.arange(self.num_images)
+        self._members: dict[str, list[int]] = {}
+        for index, info in enumerate(self.image_info):
+            self._members.setdefault(info["source"], []).append(index)
         self.image_from_source_map = {
             f"{info['source']}.{info['id']}": index for index, info in enumerate(self.image_info)
         }
@@ -126,6 +129,10 @@ class Dataset:
     def image_ids(self) -> np.ndarray:
         """Internal image ids, 0 to num_images - 1."""
         return self._image_ids
+
+    def members(self, source: str) -> np.ndarray:
+        """Internal ids of the images of a source, int64, ascending."""
+        return np.array(self._members[source], np.int64)
 
     def source_image_link(self, image_id: int) -> Any:
         """Path or URL of the image."""

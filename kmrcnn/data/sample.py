@@ -103,9 +103,9 @@ def _another(
     if config.IMAGE_SHAPES:
         config = copy.copy(config)
         config.IMAGE_SHAPES = [shape]
-    source = dataset.image_info[image_id]["source"]
-    for number in rng.integers(len(dataset.image_info), size=_TRIES):
-        if number == image_id or dataset.image_info[number]["source"] != source:
+    members = dataset.members(dataset.image_info[image_id]["source"])
+    for number in members[rng.integers(len(members), size=_TRIES)]:
+        if number == image_id:
             continue
         try:
             return _resized(_load(dataset, int(number)), config, augmentation, rng)[0]

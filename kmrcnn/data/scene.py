@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -68,11 +69,16 @@ class Augmentation:
         return scene.image, scene.masks
 
 
+def check_number(owner: object, name: str, value: float, high: float = 1) -> float:
+    """The value; ValueError where it is no number in [0, high], a pair of them for instance."""
+    if not isinstance(value, Real) or not 0 <= value <= high:
+        raise ValueError(f"{type(owner).__name__}: {name}: found {value!r}, expected a number in [0, {high:g}]")
+    return value
+
+
 def check_probability(owner: object, value: float) -> float:
     """The value; ValueError where it is none."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{type(owner).__name__}: probability: found {value!r}, expected a number in [0, 1]")
-    return value
+    return check_number(owner, "probability", value)
 
 
 def check_range(owner: object, name: str, value: object, low: float = float("-inf")) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def advise(split: Split, config: Any, colour: np.ndarray | None = None) -> tuple
     if len(boxes):
         hints += [*_anchor_hints(anchors, config), *_image_hints(split, config), *_count_hints(split, config),
                   *_mini_hints(split, config)]
-    if colour is not None:
+    if colour is not None and config.IMAGE_CHANNEL_COUNT == len(colour):
         hints.append(Hint("MEAN_PIXEL", [round(float(v), 1) for v in config.MEAN_PIXEL],
                           [round(float(v), 1) for v in colour],
                           "mean colour (R, G, B) of the images; only if you train without pretrained weights"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,9 +50,9 @@ def _box(bbox: Any, image: Image, found: Callable[[str, str], None]) -> tuple[fl
     if width <= 0 or height <= 0:
         found("degenerate_box", f"box {bbox} (x, y, width, height)")
         return None
-    if min(x, y) < -OUTSIDE or x + width > image.width + OUTSIDE or y + height > image.height + OUTSIDE:
+    unseen = x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
+    if unseen or min(x, y) < -OUTSIDE or x + width > image.width + OUTSIDE or y + height > image.height + OUTSIDE:
         found("box_outside", f"box {bbox} (x, y, width, height) in an image of {image.width} x {image.height}")
-        unseen = x >= image.width or y >= image.height or x + width <= 0 or y + height <= 0
         if unseen or max(-x, -y, x + width, y + height) > _FAR * max(image.height, image.width):
             return None
     return float(y), float(x), float(y + height), float(x + width)
@@ -63,7 +63,12 @@ def _clipped(box: tuple, image: Image) -> tuple:
 
 
 def _are_numbers(values: Any) -> bool:
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+    return all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, as a float too: json has whole numbers of any length."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _outline(segmentation: Any, crowd: bool, image: Image, masks: bool, found: Callable[[str, str], None]) -> tuple:
@@ -102,11 +107,11 @@ def _points(polygon: Any, image: Image, found: Callable[[str, str], None]) -> np
     if polygon_area(points) == 0:
         found("flat_polygon", f"polygon {_short(polygon)}")
         return None
-    if min(left, top) < -OUTSIDE or right > image.width + OUTSIDE or bottom > image.height + OUTSIDE:
+    unseen = left >= image.width or top >= image.height or right <= 0 or bottom <= 0
+    if unseen or min(left, top) < -OUTSIDE or right > image.width + OUTSIDE or bottom > image.height + OUTSIDE:
         found("polygon_outside", f"polygon from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) (x, y) in an image of "
                                  f"{image.width} x {image.height}")
         far = _FAR * max(image.height, image.width)
-        unseen = left >= image.width or top >= image.height or right <= 0 or bottom <= 0
         if unseen or max(-left, -top, right, bottom) > far:
             return None
     return points
@@ -132,7 +137,7 @@ def _runs(rle: dict[str, Any], image: Image, masks: bool, found: Callable[[str, 
         return None, None, []
     if isinstance(counts, list) and not (all(isinstance(count, int) and count >= 0 for count in counts)
                                          and sum(counts) == image.height * image.width):
-        found("bad_rle", f"{len(counts)} counts that do not sum to {image.height * image.width} pixels")
+        found("bad_rle", f"{len(counts)} counts, not whole numbers of {image.height * image.width} pixels in all")
         return None, None, []
     if not isinstance(counts, (list, str)) or not counts:
         found("bad_rle", f"counts {_short(counts)}")
@@ -175,7 +180,7 @@ def iou(one: tuple, other: tuple) -> float:
 
 def _compare_areas(stated: Any, areas: list[float], found: Callable[[str, str], None]) -> None:
     """`areas`: of the polygons and of the mask; tools state either."""
-    if not isinstance(stated, (int, float)) or not math.isfinite(stated):
+    if not _is_number(stated):
         found("area_mismatch", f"area {stated!r}, the outline has {areas[0]:.1f} square pixels")
     elif not any(abs(stated - area) <= _AREA_PIXELS or area / _AREA_RATIO <= stated <= area * _AREA_RATIO
                  for area in areas):

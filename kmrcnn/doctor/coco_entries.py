@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+from PIL import Image as Pillow
+
 from kmrcnn.data.coco import read_json
 from kmrcnn.data.decode import read_image
 from kmrcnn.doctor.coco_annotations import Report, check_annotation
 from kmrcnn.doctor.findings import Finding
 from kmrcnn.doctor.split import Image, Split
 
+_MOST_PIXELS = 2 * Pillow.MAX_IMAGE_PIXELS  # Pillow takes larger files for attacks; their masks would fill the memory
 _SHOWN = 12  # gaps between category ids that are named
 
 
@@ -33,7 +36,8 @@ def read_coco(name: str, annotation_file: str | os.PathLike, image_dir: str | os
     report = partial(_report, findings, name)
     split.categories = _categories(data["categories"], report)
     split.images = _images(data["images"], image_dir, report)
-    _annotations(data["annotations"], split, masks, report)
+    listed = [{_key(entry.get("id")) for entry in data[kind]} - {None} for kind in ("images", "categories")]
+    _annotations(data["annotations"], split, masks, report, *listed)
     return split, findings
 
 
@@ -103,6 +107,8 @@ def _entry_problem(entry: dict[str, Any]) -> str | None:
     for side in ("height", "width"):
         if not _is_whole(entry.get(side)) or entry[side] <= 0:
             return f"{side} {entry.get(side)!r}"
+    if entry["height"] * entry["width"] > _MOST_PIXELS:
+        return f"{entry['height']} x {entry['width']}: more than the {_MOST_PIXELS} pixels that Pillow opens"
     return None
 
 
@@ -110,8 +116,12 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and value.is_integer()
 
 
-def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, report: Report) -> None:
-    """Check the annotations, and add the usable ones to the split."""
+def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, report: Report, image_ids: set,
+                 categories: set) -> None:
+    """Check the annotations, and add the usable ones to the split.
+
+    image_ids, categories: all in the file; entries that are not usable are reported themselves.
+    """
     places = {image.id: place for place, image in enumerate(split.images)}
     seen: set[Any] = set()
     annotated: set[Any] = set()
@@ -123,15 +133,16 @@ def _annotations(entries: list[dict[str, Any]], split: Split, masks: bool, repor
         elif number in seen:
             report("duplicate_annotation_id", image_id, number, f"box {entry.get('bbox')}")
         seen.add(number)
-        known = _key(entry.get("category_id")) in split.categories
-        if not known:
+        category = _key(entry.get("category_id"))
+        if category not in categories:
             report("unknown_category", image_id, number, f"category {entry.get('category_id')!r}")
         if image_id not in places:
-            report("unknown_image", image_id, number, f"image {entry.get('image_id')!r} is not in the file")
+            if image_id not in image_ids:
+                report("unknown_image", image_id, number, f"image {entry.get('image_id')!r} is not in the file")
             continue
         place = places[image_id]
         instance = check_annotation(entry, number, place, split.images[place], masks, report)
-        if instance is not None and known:
+        if instance is not None and category in split.categories:
             split.instances.append(instance)
     for image_id in _without(places, annotated):
         report("empty_image", image_id)

@@ -109,8 +109,9 @@ def _examine_masks(dataset: Dataset, place: int, image: Image, split: Split, rep
     if not len(class_ids):
         report("empty_image", "")
         return
-    expected = (image.height, image.width, len(class_ids))
-    if masks.shape != expected and image.height:
+    size = (image.height, image.width) if image.height else masks.shape[:2]  # of an image that cannot be read
+    expected = (*size, len(class_ids))
+    if masks.ndim != 3 or masks.shape != expected:
         report("bad_masks", f"masks of shape {masks.shape}, expected {expected} for {len(class_ids)} class ids")
         return
     masks = masks if masks.dtype == bool else masks > 0

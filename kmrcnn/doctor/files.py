@@ -28,10 +28,12 @@ class Look:
     Attributes:
         digest: of the file's bytes, or of the pixels of an image without a file.
         small: uint8 [32, 32, 3], the whole image whatever its shape.
+        mean: float64 (3,) R, G, B, of the pixels that training gets.
     """
 
     digest: bytes
     small: np.ndarray
+    mean: np.ndarray
 
 
 def check_files(split: Split, workers: int = 2) -> tuple[list[Look | None], list[Finding]]:
@@ -48,12 +50,13 @@ def _check_file(image: Image, split: str) -> tuple[Look | None, list[Finding]]:
     try:
         with open(image.path, "rb") as file:
             data = file.read()
-    except OSError as error:
-        return None, [Finding("missing_file", split, image.id, text=f"{image.path}: {error.strerror or error}")]
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        return None, [Finding("missing_file", split, image.id,
+                              text=f"{image.path}: {getattr(error, 'strerror', None) or error}")]
     try:
         with Pillow.open(BytesIO(data)) as picture:
             found = list(_check_picture(picture, image, split))
-            return Look(hashlib.blake2b(data, digest_size=16).digest(), _small(picture)), found
+            return Look(hashlib.blake2b(data, digest_size=16).digest(), *_small(picture)), found
     # Pillow reports broken files by any exception; one file must not end the examination.
     except Exception as error:
         return None, [Finding("unreadable_file", split, image.id, text=f"{image.path}: {_words(error)}")]
@@ -82,12 +85,14 @@ def _check_picture(picture: Pillow.Image, image: Image, split: str) -> Iterable[
         yield Finding("grey_image", split, image.id, text=f"{image.path}: mode {picture.mode}")
 
 
-def _small(picture: Pillow.Image) -> np.ndarray:
-    """Decodes the whole file, a JPEG at the eighth of its size or so, which is several times as fast."""
+def _small(picture: Pillow.Image) -> tuple[np.ndarray, np.ndarray]:
+    """(small, mean) of a Look. Decodes the whole file, a JPEG at about the eighth of its size, which is much faster."""
     picture.draft("RGB", (2 * SIDE, 2 * SIDE))
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        return shrink(np.asarray(picture))
-    return np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Pillow.Resampling.BOX))
+        levels = np.asarray(picture)
+        return shrink(levels), np.full(3, (levels // 256).mean())  # the high byte, as `read_image` has it
+    small = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Pillow.Resampling.BOX))
+    return small, _mean(small)
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
@@ -96,21 +101,30 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     if values.dtype != np.uint8:
         low, high = float(values.min()), float(values.max())
         values = ((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-    values = values[:, :, None] if values.ndim == 2 else values
-    rgb = values[:, :, :3] if values.shape[2] >= 3 else np.repeat(values[:, :, :1], 3, axis=2)
-    return np.asarray(Pillow.fromarray(np.ascontiguousarray(rgb)).resize((SIDE, SIDE), Pillow.Resampling.BOX))
+    return np.asarray(Pillow.fromarray(_rgb(values)).resize((SIDE, SIDE), Pillow.Resampling.BOX))
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, 3] of an image [H, W] or [H, W, C]."""
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.ascontiguousarray(pixels[:, :, :3] if pixels.shape[2] >= 3 else np.repeat(pixels[:, :, :1], 3, axis=2))
+
+
+def _mean(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(-1, 3).mean(axis=0, dtype=np.float64)
 
 
 def look_at(pixels: Any) -> Look:
     """The look of an image that has no file."""
     pixels = np.ascontiguousarray(pixels)
     digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
-    return Look(digest, shrink(pixels))
+    small = shrink(pixels)
+    return Look(digest, small, _mean(small if pixels.dtype == np.uint8 else _rgb(pixels)))
 
 
 def mean_colour(looks: Iterable[Look | None]) -> np.ndarray | None:
     """Mean (R, G, B) over images, each counted alike; None without images."""
-    means = [look.small.reshape(-1, 3).mean(0) for look in looks if look is not None]
+    means = [look.mean for look in looks if look is not None]
     return np.mean(means, axis=0) if means else None
 
 

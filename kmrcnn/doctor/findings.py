@@ -47,14 +47,14 @@ CHECKS: dict[str, tuple[str, str]] = {
     # --- boxes
     "bad_box": (DEFECT, "box that is not four finite numbers"),
     "degenerate_box": (DEFECT, "box without width or height"),
-    "box_outside": (DEFECT, "box that reaches more than 1 pixel outside the image"),
+    "box_outside": (DEFECT, "box that reaches more than 1 pixel outside the image, or lies outside"),
     "area_mismatch": (DEFECT, "area that differs by more than a fifth from the outline's and from the mask's"),
     # --- outlines and masks
     "no_outline": (DEFECT, "annotation without a segmentation"),
     "bad_polygon": (DEFECT, "polygon whose coordinates are odd in number, or not finite numbers"),
     "few_points": (DEFECT, "polygon of fewer than three points"),
     "flat_polygon": (DEFECT, "polygon without area"),
-    "polygon_outside": (DEFECT, "polygon that reaches more than 1 pixel outside the image"),
+    "polygon_outside": (DEFECT, "polygon that reaches more than 1 pixel outside the image, or lies outside"),
     "bad_rle": (DEFECT, "run lengths that cannot be decoded, or of another size than the image"),
     "crowd_polygon": (DEFECT, "crowd region with polygons, where COCO has run lengths"),
     "empty_mask": (DEFECT, "mask without a pixel"),

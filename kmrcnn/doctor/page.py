@@ -24,6 +24,7 @@ tr:nth-child(even) { background: #f5f5f5 } td { overflow-wrap: anywhere } code {
 figcaption { font-size: 12px; width: 260px }
 .charts img { max-width: 100% } code { background: #eee; padding: 0 .25em }
 """
+_ODD = "backslashreplace"  # json can hold halves of characters, which no encoding has
 _LISTED = 200  # findings of a check on the page; the JSON has all
 
 
@@ -32,13 +33,13 @@ def write_reports(examination: Examination, folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    (folder / "report.txt").write_text(text_report(examination) + "\n", encoding="utf-8")
+    (folder / "report.txt").write_text(text_report(examination) + "\n", encoding="utf-8", errors=_ODD)
     with open(folder / "report.json", "w", encoding="utf-8") as file:
         json.dump(json_report(examination), file, indent=1, default=plain)
     charts = draw_charts(examination.splits, pictures)
     page = html_page(examination, charts, draw_snapshots(examination, pictures))
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page, encoding="utf-8", errors=_ODD)
     return path
 
 

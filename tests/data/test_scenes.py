@@ -8,6 +8,7 @@ import pytest
 from kmrcnn.config import Config
 from kmrcnn.data import augment as catalogue
 from kmrcnn.data.augment import (
+    Affine,
     AspectCrop,
     Augmentation,
     Blur,
@@ -189,6 +190,19 @@ def test_copy_paste_takes_objects_of_the_dataset(mode):
         CopyPaste()(np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 0), bool), np.random.default_rng(0))
 
 
+def test_a_rare_source_finds_its_own_images():
+    dataset = Lit()
+    for place in (10, 60, 110):
+        dataset.add(100, 160, [(10, place, 40, place + 40)])
+    for number in range(300):
+        dataset.add_image("elsewhere", number, None, height=100, width=160, boxes=[], classes=[], first=0)
+    dataset.prepare()
+    config = make_config(USE_MINI_MASK=False)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        assert len(load_image_gt(dataset, config, 0, augmentation=CopyPaste(1, flip=0), rng=rng)[2]) == 2
+
+
 def test_an_image_is_not_pasted_onto_itself():
     dataset = Lit()
     dataset.add(100, 160, [(10, 20, 40, 60)])
@@ -273,7 +287,9 @@ def test_lists_from_data():
             assert isinstance(build([name]).augmentations[0], kind)
     for specs, words in ((["Flip"], "'Flip', expected one of"), (["np"], "'np'"), (["Augmentation"], "'Augmentation'"),
                          (["ColourJitter"], "nearest: 'ColorJitter'"), ([{"Noise": {"hi": 1}}], "Noise.*'hi'"),
-                         ([{"a": {}, "b": {}}], "class name")):
+                         ([{"a": {}, "b": {}}], "class name"), ([{"Noise": 3}], "class name"), ("Noise", "a list"),
+                         ({"Noise": {"low": 2}}, "a list"), ([{"Compose": {"augmentations": 3}}], "found 3, .*a list"),
+                         ([{"OneOf": {"augmentations": None}}], "found None, .*a list")):
         with pytest.raises(ValueError, match=f"AUGMENTATION: .*{words}"):
             build(specs)
     with pytest.raises(ValueError, match="ScaleJitter acts before"):
@@ -281,6 +297,15 @@ def test_lists_from_data():
     with pytest.raises(ValueError, match="OneOf: ScaleJitter acts before"):
         OneOf([Compose([HorizontalFlip(), ScaleJitter()])])  # would never run
     OneOf([Compose([HorizontalFlip()]), OneOf([Noise()])])
+
+
+@pytest.mark.parametrize("kind, argument, value", [
+    (Affine, "translate", (0.1, 0.3)), (Affine, "min_visible", 20), (Affine, "perspective", -0.1),
+    (HSVJitter, "hue", (0.01, 0.5)), (HSVJitter, "value", -0.1), (CopyPaste, "max_instances", 0),
+    (CopyPaste, "max_instances", -1), (CopyPaste, "max_instances", 2.5), (HorizontalFlip, "probability", None)])
+def test_arguments_that_cannot_be_are_refused(kind, argument, value):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {argument}: found"):
+        kind(**{argument: value})
 
 
 def test_the_config_holds_lists(tmp_path):

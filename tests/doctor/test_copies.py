@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from kmrcnn.data.decode import read_image
 from kmrcnn.doctor.copies import similar
-from kmrcnn.doctor.files import shrink
+from kmrcnn.doctor.files import check_files, look_at, mean_colour, shrink
+from kmrcnn.doctor.split import Image as FileImage
+from kmrcnn.doctor.split import Split
 from tests.doctor.clinic import picture
 
 pytestmark = pytest.mark.once
@@ -56,3 +59,14 @@ def test_looks_of_other_types_of_images():
         look = shrink(image)
         assert look.shape == (32, 32, 3) and look.dtype == np.uint8
         assert look[0].mean() < 10 and look[-1].mean() > 245
+
+
+def test_the_mean_is_that_of_the_pixels_training_gets(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 3000, (40, 50)).astype(np.uint16)
+    assert np.allclose(mean_colour([look_at(levels)]), levels.mean())
+    assert np.allclose(mean_colour([look_at(levels / 3000.0)]), levels.mean() / 3000)
+    Image.fromarray(levels).save(tmp_path / "16.png")
+    split = Split("train", images=[FileImage(1, str(tmp_path / "16.png"), 40, 50)])
+    assert np.allclose(mean_colour(check_files(split)[0]), read_image(tmp_path / "16.png").mean())
+    colour = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert np.allclose(mean_colour([look_at(colour)]), colour.mean(axis=(0, 1)), atol=0.5)

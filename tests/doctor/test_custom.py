@@ -112,3 +112,26 @@ def test_repeated_ids_and_files():
     dataset.prepare()
     result = examine({"train": dataset}, masks=False, images=False)
     assert places(result) == [("duplicate_image_id", "train", 1, None), ("repeated_file", "train", 2, None)]
+
+
+class Unreadable(ShapesDataset):
+    """The masks of the first image, which cannot be read, are as many as its class ids only without `wrong`."""
+
+    def load_image(self, image_id):
+        if image_id == 0:
+            raise FileNotFoundError("gone")
+        return super().load_image(image_id)
+
+    def load_mask(self, image_id):
+        return np.ones(self.wrong, bool) if image_id == 0 else super().load_mask(image_id)[0], np.array([1, 2])
+
+
+@pytest.mark.parametrize("wrong", [(64, 64), (64, 64, 1)])
+def test_wrong_masks_of_an_image_that_cannot_be_read(wrong):
+    dataset = Unreadable()
+    dataset.wrong = wrong
+    dataset.load_shapes(1, 64, 64)
+    dataset.image_info[0].update(height=None, width=None)
+    dataset.prepare()
+    found = [(item.check, item.image) for item in examine({"train": dataset}, ignore=["unused_class"]).findings]
+    assert found == [("missing_file", "0-0"), ("bad_masks", "0-0")]

@@ -49,6 +49,7 @@ def test_exit_codes(tmp_path, capsys):
     (["--dataset", "train", "kmrcnn.config:Config"], "expected a kmrcnn.Dataset"),
     (["--dataset", "train", "kmrcnn.data:ShapesDataset.load_shapes(count)"], "Python literals"),
     (["--dataset", "train", "what"], "expected module:name"),
+    (["--dataset", "train", "kmrcnn.data:NucleusDataset.load_nucleus('nowhere')"], "missing 1 required positional"),
     (["--coco", "nowhere", "IMAGE_MAX_DIM=abc"], "IMAGE_MAX_DIM: found 'abc', expected an integer"),
     (["--coco", "nowhere", "NUM_CLASSES=0"], "NUM_CLASSES: found 0, expected an integer"),
 ])
