@@ -162,6 +162,8 @@ def test_device_logs_convert_on_access_only():
     assert "loss" in logs and logs.get("other") is None and Scalar.reads == 0
     assert logs["loss"] == logs.get("loss") == dict(logs.items())["loss"] == 1.5
     assert logs.values() == [1.5]
+    for copied in (dict(logs), {**logs}, logs.copy(), logs | {}):
+        assert copied == {"loss": 1.5}
 
 
 def test_csv_log_continues_after_a_resume(tmp_path):
@@ -276,6 +278,9 @@ class _Due:
 
     def restore(self, *_):
         pass
+
+    def before_callbacks(self, *_):
+        return lambda: None
 
     def due(self) -> bool:
         return True
