@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from kmrcnn.config import Config
+from kmrcnn.config_rules import LOGGED_APS
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.image import with_channels
 from kmrcnn.detection import Detector, Result
@@ -29,7 +30,6 @@ from kmrcnn.models.shared import share_weights
 from kmrcnn.visualize import display_images, display_instances
 
 EVALUATION_FILE = "evaluation.json"
-_LOGGED = ("AP", "AP50", "AP75")
 _SURE = 0.5  # least score in pictures and in the confusion matrix
 _CURVES = {"0.50": 0, "0.75": 5}  # of precision and recall, by IoU, besides their mean over all
 
@@ -83,7 +83,7 @@ class Validation:
             return self._replicas.share(None)
         self._report(results, epoch)
         return self._replicas.share({f"val_{kind}_{name}": _measured(results[kind].to_dict()[name])
-                                     for kind in self._kinds for name in _LOGGED})
+                                     for kind in self._kinds for name in LOGGED_APS})
 
     def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "rle") -> Iterator[Result]:
         """As `MaskRCNN.detect_stream`, with the weights of the moment."""
