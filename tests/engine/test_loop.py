@@ -13,10 +13,12 @@ from kmrcnn.engine import progress
 from kmrcnn.engine.best import EarlyStop
 from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.logs import make_logs
 from kmrcnn.engine.loop import DeviceLogs, fit
 from kmrcnn.engine.replicas import Replicas
 from kmrcnn.engine.step import build_eval_step, build_train_step
 from tests.engine.fakes import Batches, build_model
+from tests.tiny import TinyConfig
 
 
 def _fit(model, optimizer=None, batches=None, **kwargs):
@@ -236,6 +238,17 @@ def test_early_stop_of_a_value_that_never_was_a_number(capsys):
     for epoch in range(2):
         stop.on_epoch_end(epoch, {"val_loss": float("nan")})
     assert stop.model.stop_training and "not better than any number for 2 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_early_stop_is_silent_where_the_run_is(tmp_path, capsys):
+    config = TinyConfig()
+    config.update({"EARLY_STOPPING": 1, "CHECKPOINT_BEST": "loss"})
+    for verbose in (1, 0):
+        stop = make_logs(tmp_path, config, verbose).callbacks[-1]
+        stop.set_model(build_model())
+        stop.on_epoch_end(0, {"loss": float("nan")})
+        assert stop.model.stop_training and ("training ends" in capsys.readouterr().out) == bool(verbose)
 
 
 @pytest.mark.once
