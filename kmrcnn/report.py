@@ -154,12 +154,13 @@ def draw_classes(history: History, path: Path) -> bool:
         return False
     types = history.evaluation["types"]
     main = list(types)[-1]
-    rows = sorted(types[main]["classes"], key=lambda row: row["AP"])
+    order = sorted(range(len(types[main]["classes"])), key=lambda place: types[main]["classes"][place]["AP"])
+    rows = [types[main]["classes"][place] for place in order]  # names may be equal: classes of two sources
     picture = Picture((9, 1.5 + 0.32 * len(rows) * len(types) / 1.6), save_path=path)
     height = 0.8 / len(types)
     for place, kind in enumerate(types):
-        values = {row["name"]: row["AP"] for row in types[kind]["classes"]}
-        bars = picture.ax.barh(np.arange(len(rows)) + place * height, [values[row["name"]] for row in rows], height,
+        values = [types[kind]["classes"][row]["AP"] for row in order]
+        bars = picture.ax.barh(np.arange(len(rows)) + place * height, values, height,
                                color="tab:green" if kind == "segm" else "tab:purple", label=_KINDS[kind])
         picture.ax.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     picture.ax.set_yticks(np.arange(len(rows)) + height * (len(types) - 1) / 2,

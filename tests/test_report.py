@@ -73,6 +73,18 @@ def test_epochs_are_whole_numbers(tmp_path, monkeypatch):
         assert all(tick == round(tick) for tick in picture.ax.get_xticks())
 
 
+def test_classes_of_one_name_have_bars_of_their_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_finish", lambda picture, used=None: figures.append(picture))
+    _logs(tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    for row in found["types"]["segm"]["classes"]:
+        row["name"] = "dog"
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    report.draw_classes(read_history(tmp_path), tmp_path / "a.png")
+    assert [bar.get_width() for bar in figures[0].ax.patches] == [0.4, 0.6]
+
+
 def test_what_is_missing_is_left_out(tmp_path):
     assert write_report(tmp_path).endswith("report.html") and not list((tmp_path / "plots").iterdir())
     _logs(tmp_path, evaluation=False)
