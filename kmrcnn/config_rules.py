@@ -18,6 +18,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resn
              "resnext101_64x4d", "resnext152_32x8d", "wide_resnet50_2", "wide_resnet101_2")
 PASTE_RULES = ("matterport", "torchvision", "detectron2")
 LOSSES = ("rpn_class_loss", "rpn_bbox_loss", "mrcnn_class_loss", "mrcnn_bbox_loss", "mrcnn_mask_loss")
+LOGGED_APS = ("AP", "AP50", "AP75")  # of COCO's numbers those that each epoch logs, as "val_segm_AP"
 
 
 def fail(key: str, found: Any, expected: str) -> None:
@@ -269,9 +270,18 @@ def _check_training_sizes(config: Any) -> None:
 def check_logs(config: Any) -> None:
     """The best epoch is that of a value that is measured."""
     best = config.CHECKPOINT_BEST
-    if config.EARLY_STOPPING and best is None:
-        fail("CHECKPOINT_BEST", best, 'the logged value that EARLY_STOPPING waits for, such as "val_loss"')
-    if best and best.startswith(("val_bbox_", "val_segm_")) and not config.EVALUATE_EPOCHS:
+    if best is None:
+        if config.EARLY_STOPPING:
+            fail("CHECKPOINT_BEST", best, 'the logged value that EARLY_STOPPING waits for, such as "val_loss"')
+        return
+    losses = ("loss", *(name for name in LOSSES if config.PREDICT_MASKS or name != "mrcnn_mask_loss"))
+    validated = [f"val_{name}" for name in losses]
+    kinds = ("bbox", "segm") if config.PREDICT_MASKS else ("bbox",)
+    evaluated = [f"val_{kind}_{name}" for kind in kinds for name in LOGGED_APS]
+    _choice(*losses, "gradient_norm", "skipped", *validated, *evaluated)("CHECKPOINT_BEST", best)
+    if best in validated and not config.VALIDATION_STEPS:
+        fail("VALIDATION_STEPS", 0, f"the batches of validation, as CHECKPOINT_BEST is {best!r}")
+    if best in evaluated and not config.EVALUATE_EPOCHS:
         fail("EVALUATE_EPOCHS", 0, f"the epochs between evaluations, as CHECKPOINT_BEST is {best!r}")
 
 

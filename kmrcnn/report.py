@@ -35,13 +35,13 @@ class History(NamedTuple):
     Attributes:
         epochs: rows of log.csv, numbers by name, None where there is none.
         steps: the lines of steps in metrics.jsonl.
-        steps_per_epoch: None before the end of the first.
+        lengths: steps of an epoch by the number of a finished one; a run may go on with others.
         evaluation: evaluation.json; None without.
     """
 
     epochs: list[dict[str, float | None]]
     steps: list[dict[str, Any]]
-    steps_per_epoch: float | None
+    lengths: dict[int, float]
     evaluation: dict[str, Any] | None
 
 
@@ -70,10 +70,10 @@ def read_history(folder: Path) -> History:
                       for row in csv.DictReader(file)]
     lines = read_json_lines(folder / METRICS_FILE)
     steps = [row for row in lines if row["kind"] == "step"]
-    length = next((row["step"] / row["epoch"] for row in reversed(lines) if row["kind"] == "epoch"), None)
+    lengths = {row["epoch"]: row["step"] / row["epoch"] for row in lines if row["kind"] == "epoch"}
     if (folder / EVALUATION_FILE).exists():
         evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
-    return History(epochs, steps, length, evaluation)
+    return History(epochs, steps, lengths, evaluation)
 
 
 # ---- plots: each returns whether there was something to draw ----
@@ -86,9 +86,7 @@ def draw_losses(history: History, path: Path) -> bool:
         return False
     picture = _grid(path, len(names), 3)
     for axes, name in zip(picture.axes.flat, names, strict=False):
-        if history.steps_per_epoch:
-            _line(axes, [(row["step"] / history.steps_per_epoch, row.get(name)) for row in history.steps],
-                  "training, median of 20", color="0.75", linewidth=1)
+        _line(axes, _of_steps(history, name), "training, median of 20", color="0.75", linewidth=1)
         _line(axes, _of_epochs(history, name), "training", color="tab:blue", marker=".")
         _line(axes, _of_epochs(history, f"val_{name}"), "validation", color="tab:orange", marker=".")
         axes.set_title(name)
@@ -156,12 +154,13 @@ def draw_classes(history: History, path: Path) -> bool:
         return False
     types = history.evaluation["types"]
     main = list(types)[-1]
-    rows = sorted(types[main]["classes"], key=lambda row: row["AP"])
+    order = sorted(range(len(types[main]["classes"])), key=lambda place: types[main]["classes"][place]["AP"])
+    rows = [types[main]["classes"][place] for place in order]  # names may be equal: classes of two sources
     picture = Picture((9, 1.5 + 0.32 * len(rows) * len(types) / 1.6), save_path=path)
     height = 0.8 / len(types)
     for place, kind in enumerate(types):
-        values = {row["name"]: row["AP"] for row in types[kind]["classes"]}
-        bars = picture.ax.barh(np.arange(len(rows)) + place * height, [values[row["name"]] for row in rows], height,
+        values = [types[kind]["classes"][row]["AP"] for row in order]
+        bars = picture.ax.barh(np.arange(len(rows)) + place * height, values, height,
                                color="tab:green" if kind == "segm" else "tab:purple", label=_KINDS[kind])
         picture.ax.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     picture.ax.set_yticks(np.arange(len(rows)) + height * (len(types) - 1) / 2,
@@ -205,6 +204,14 @@ def _has_classes(history: History) -> bool:
 
 def _of_epochs(history: History, name: str) -> list[tuple[float, float | None]]:
     return [(row["epoch"], row.get(name)) for row in history.epochs]
+
+
+def _of_steps(history: History, name: str) -> list[tuple[float, float | None]]:
+    """Over epochs; none before the end of the first."""
+    if not history.lengths:
+        return []
+    last = history.lengths[max(history.lengths)]
+    return [(row["step"] / history.lengths.get(row["epoch"], last), row.get(name)) for row in history.steps]
 
 
 def _line(axes: Any, points: Sequence[tuple[float, float | None]], label: str, **style) -> None:

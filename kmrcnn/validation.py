@@ -15,13 +15,14 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from kmrcnn.config import Config
+from kmrcnn.config_rules import LOGGED_APS
 from kmrcnn.data.dataset import Dataset
 from kmrcnn.data.image import with_channels
 from kmrcnn.detection import Detector, Result
 from kmrcnn.engine.precision import precision_policy
 from kmrcnn.engine.progress import Progress
 from kmrcnn.engine.replicas import Replicas
-from kmrcnn.evaluation.coco import CocoResults, dataset_to_coco, evaluate_coco, source_image_id
+from kmrcnn.evaluation.coco import CocoResults, coco_image_ids, dataset_to_coco, evaluate_coco
 from kmrcnn.evaluation.coco_stats import CocoStats
 from kmrcnn.evaluation.confusion import confusion_matrix
 from kmrcnn.importers.atomic_file import written_atomically
@@ -29,7 +30,6 @@ from kmrcnn.models.shared import share_weights
 from kmrcnn.visualize import display_images, display_instances
 
 EVALUATION_FILE = "evaluation.json"
-_LOGGED = ("AP", "AP50", "AP75")
 _SURE = 0.5  # least score in pictures and in the confusion matrix
 _CURVES = {"0.50": 0, "0.75": 5}  # of precision and recall, by IoU, besides their mean over all
 
@@ -60,6 +60,7 @@ class Validation:
         self._pictured, self._kinds = config.LOG_IMAGES, ("bbox", "segm") if config.PREDICT_MASKS else ("bbox",)
         self._dataset, self._show, self._replicas = dataset, show, replicas or Replicas()
         self._path = os.path.join(folder, EVALUATION_FILE)
+        self._keys = coco_image_ids(dataset)
         self._image_ids = list(dataset.image_ids)[: config.EVALUATE_IMAGES or None]
         self._coco: Any = None  # reads every mask: made when it is needed
         self.config = copy.copy(config)
@@ -75,15 +76,14 @@ class Validation:
         self._replicas.rest()  # the others wait for the main process to score
         if self._coco is None:
             self._coco = dataset_to_coco(self._dataset, self._image_ids)
-            self._image_ids = [image_id for image_id in self._image_ids
-                               if source_image_id(self._dataset, image_id) in self._coco.imgs]
+            self._image_ids = [image_id for image_id in self._image_ids if self._keys[image_id] in self._coco.imgs]
         results = evaluate_coco(self, self._dataset, self._coco, self._kinds, image_ids=self._image_ids, verbose=0,
                                 replicas=self._replicas)
         if results is None:
             return self._replicas.share(None)
         self._report(results, epoch)
         return self._replicas.share({f"val_{kind}_{name}": _measured(results[kind].to_dict()[name])
-                                     for kind in self._kinds for name in _LOGGED})
+                                     for kind in self._kinds for name in LOGGED_APS})
 
     def detect_stream(self, images: Iterable[np.ndarray], *, masks: str | None = "rle") -> Iterator[Result]:
         """As `MaskRCNN.detect_stream`, with the weights of the moment."""
@@ -95,7 +95,7 @@ class Validation:
 
     def _report(self, results: CocoResults, epoch: int) -> None:
         kinds = {kind: _summary(results[kind]) for kind in self._kinds}
-        keys = [source_image_id(self._dataset, image_id) for image_id in self._image_ids]
+        keys = [self._keys[image_id] for image_id in self._image_ids]
         matrix = confusion_matrix(self._coco, results.detections, self._kinds[-1], image_ids=keys, score=_SURE)
         names = [self._coco.cats[category]["name"] for category in sorted(self._coco.cats)]
         content = {"epoch": epoch, "images": len(keys), "types": kinds,
@@ -115,8 +115,8 @@ class Validation:
         found = {}
         for image_id in self._image_ids[: self._pictured]:
             if image_id not in results.skipped:
-                key = source_image_id(self._dataset, image_id)
-                rows = [row for row in results.detections if row["image_id"] == key and row["score"] >= _SURE]
+                rows = [row for row in results.detections
+                        if row["image_id"] == self._keys[image_id] and row["score"] >= _SURE]
                 found[f"detections/{image_id}"] = self._picture(with_channels(self._dataset.load_image(image_id)), rows)
         return found
 

@@ -40,7 +40,17 @@ def test_all_plots_and_one_page(tmp_path):
     for path in (tmp_path / "plots").iterdir():
         assert np.asarray(Image.open(path).convert("L")).std() > 5, f"{path.name} is blank"
     assert page.count("data:image/png") == 6 and "<td>1<td>2" in page and "behind epoch 3 on 4" in page
-    assert read_history(tmp_path).steps_per_epoch == 10
+
+
+def test_steps_are_drawn_in_their_epochs_also_of_other_lengths(tmp_path):
+    _logs(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        for line in ({"kind": "step", "step": 14, "epoch": 4, "loss": 1.0},
+                     {"kind": "epoch", "step": 16, "epoch": 4, "loss": 1.0},
+                     {"kind": "step", "step": 18, "epoch": 5, "loss": None}):
+            file.write(json.dumps(line) + "\n")
+    points = report._of_steps(read_history(tmp_path), "loss")
+    assert [place for place, _ in points] == pytest.approx([*np.arange(0.2, 3.1, 0.2), 3.5, 4.5])
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
@@ -61,6 +71,18 @@ def test_epochs_are_whole_numbers(tmp_path, monkeypatch):
     report.draw_losses(read_history(tmp_path), tmp_path / "b.png")
     for picture in figures:
         assert all(tick == round(tick) for tick in picture.ax.get_xticks())
+
+
+def test_classes_of_one_name_have_bars_of_their_own(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(report, "_finish", lambda picture, used=None: figures.append(picture))
+    _logs(tmp_path)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    for row in found["types"]["segm"]["classes"]:
+        row["name"] = "dog"
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    report.draw_classes(read_history(tmp_path), tmp_path / "a.png")
+    assert [bar.get_width() for bar in figures[0].ax.patches] == [0.4, 0.6]
 
 
 def test_what_is_missing_is_left_out(tmp_path):

@@ -179,8 +179,9 @@ def test_where_there_is_nothing_to_find_there_is_no_best_epoch(tmp_path):
     nothing.prepare()
     config = TinyConfig()
     config.update({"EVALUATE_EPOCHS": 1, "STEPS_PER_EPOCH": 1, "CHECKPOINT_BEST": "val_segm_AP"})
-    with pytest.warns(UserWarning, match="no epoch had a finite value 'val_segm_AP'"):
+    with pytest.warns(UserWarning, match="no epoch had a finite value 'val_segm_AP'") as caught:
         history = MaskRCNN("training", config, tmp_path).train(_shapes(2), nothing, None, 1, "heads", verbose=0)
+    assert [each.filename for each in caught if "CHECKPOINT_BEST" in str(each.message)] == [__file__]
     assert np.isnan(history.history["val_segm_AP"]).all()
 
 
@@ -198,16 +199,17 @@ def test_a_best_epoch_that_cannot_be_found_is_said(tmp_path):
     with pytest.raises(ValueError, match="CHECKPOINT_BEST: found 'val_loss', expected a value of the training set"):
         model.train(_shapes(4), None, None, 1, "heads", verbose=0)
     assert not os.listdir(tmp_path)
-    config.update({"CHECKPOINT_BEST": "mask_los"})
-    with pytest.warns(UserWarning, match="no epoch had a finite value 'mask_los'; found .*, mrcnn_mask_loss") as caught:
-        MaskRCNN("training", config, tmp_path).train(_shapes(4), None, None, 1, "heads", verbose=0)
-    assert [each.filename for each in caught if "CHECKPOINT_BEST" in str(each.message)] == [__file__]
 
 
 @pytest.mark.once
 @pytest.mark.parametrize(("settings", "words"), [
     ({"EARLY_STOPPING": 3}, "CHECKPOINT_BEST: found None"),
-    ({"CHECKPOINT_BEST": "val_segm_AP"}, "EVALUATE_EPOCHS: found 0")])
+    ({"CHECKPOINT_BEST": "val_segm_AP"}, "EVALUATE_EPOCHS: found 0"),
+    ({"CHECKPOINT_BEST": "val_loss", "VALIDATION_STEPS": 0}, "VALIDATION_STEPS: found 0"),
+    ({"CHECKPOINT_BEST": "mask_los"}, "CHECKPOINT_BEST: found 'mask_los', .*nearest: 'mrcnn_mask_loss'"),
+    ({"CHECKPOINT_BEST": "val_segm_ap", "EVALUATE_EPOCHS": 1}, "CHECKPOINT_BEST: .*nearest: 'val_segm_AP'"),
+    ({"CHECKPOINT_BEST": "val_segm_AP", "EVALUATE_EPOCHS": 1, "PREDICT_MASKS": False}, "CHECKPOINT_BEST: found"),
+    ({"CHECKPOINT_BEST": 3}, "CHECKPOINT_BEST: found 3")])
 def test_settings_that_ask_for_what_is_not_measured(settings, words):
     config = TinyConfig()
     config.update(settings)

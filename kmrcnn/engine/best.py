@@ -28,11 +28,12 @@ class EarlyStop(keras.callbacks.Callback):
     Args:
         name: of the value, for instance "val_loss", see `is_better`.
         patience: epochs.
+        verbose: 0 says nothing of it.
     """
 
-    def __init__(self, name: str, patience: int):
+    def __init__(self, name: str, patience: int, verbose: int = 1):
         super().__init__()
-        self._name, self._patience = name, patience
+        self._name, self._patience, self._verbose = name, patience, verbose
         self._best: float | None = None
         self._waited = 0
 
@@ -46,8 +47,9 @@ class EarlyStop(keras.callbacks.Callback):
         self._waited += 1
         if self._waited >= self._patience:
             self.model.stop_training = True
-            best = "any number" if self._best is None else f"{self._best:.4g}"
-            say(f"{self._name} was not better than {best} for {self._waited} epochs: training ends.")
+            if self._verbose:
+                best = "any number" if self._best is None else f"{self._best:.4g}"
+                say(f"{self._name} was not better than {best} for {self._waited} epochs: training ends.")
 
     def get_state(self) -> dict[str, Any]:
         return {"name": self._name, "best": self._best, "waited": self._waited}

@@ -26,6 +26,9 @@ _MEMORY: dict[type, tuple[str, ...]] = {
     keras.callbacks.History: ("epoch", "history"),
 }
 
+_MARKS = ({"array"}, {"dict"})  # keys of what stands for something that JSON does not have
+_PLAIN = (bool, int, float, str, type(None))
+
 
 def collect(callbacks: Sequence[keras.callbacks.Callback]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(states by the callback's name, as JSON has them; arrays that occur in them, by name)."""
@@ -76,22 +79,34 @@ def _set(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
 
 
 def _packed(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    """The value in JSON's types; arrays are put into `arrays` and referred to."""
+    """The value in JSON's types; arrays are put into `arrays` and referred to as {"array": path}.
+
+    JSON's keys are texts: a dict with others, or one that looks like such a reference, becomes {"dict": pairs}.
+
+    Raises:
+        TypeError: it is none of the kinds that a checkpoint can hold.
+    """
     if isinstance(value, dict):
-        return {str(key): _packed(item, f"{path}/{key}", arrays) for key, item in value.items()}
+        if set(value) in _MARKS or not all(isinstance(key, str) for key in value):
+            return {"dict": [_packed(pair, f"{path}/{index}", arrays) for index, pair in enumerate(value.items())]}
+        return {key: _packed(item, f"{path}/{key}", arrays) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_packed(item, f"{path}/{index}", arrays) for index, item in enumerate(value)]
-    if isinstance(value, np.ndarray) and value.ndim:
+    if isinstance(value, np.ndarray) and value.ndim and value.dtype != object:
         arrays[path] = value
         return {"array": path}
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return np.asarray(value).item()  # scalars of numpy and of backends
+    plain = value if isinstance(value, _PLAIN) else np.asarray(value).tolist()  # scalars of numpy and of backends
+    if not isinstance(plain, _PLAIN):
+        raise TypeError(f"{path}: found {type(value).__name__}, expected numbers, texts, None and numpy arrays, in "
+                        "lists and dicts")
+    return plain
 
 
 def _unpacked(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
         if set(value) == {"array"}:
             return np.array(arrays[value["array"]])
+        if set(value) == {"dict"}:
+            return dict(_unpacked(pair, arrays) for pair in value["dict"])
         return {key: _unpacked(item, arrays) for key, item in value.items()}
     return [_unpacked(item, arrays) for item in value] if isinstance(value, list) else value

@@ -75,7 +75,9 @@ def _record(line: str) -> dict[str, Any] | None:
 def _is_before(record: Mapping[str, Any] | None, place: Place) -> bool:
     if record is None:
         return False
-    return record["epoch"] <= place.epochs if record["kind"] == "epoch" else record["step"] <= place.step
+    if record["epoch"] <= place.epochs:  # wherever its steps are: epochs may have had another length before
+        return True
+    return record["kind"] == "step" and place.epoch_step < record["step"] <= place.step
 
 
 def _finite(value: Any) -> Any:

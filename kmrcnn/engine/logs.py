@@ -42,5 +42,5 @@ def make_logs(folder: str | os.PathLike, config: Config, verbose: int = 0) -> Lo
                  verbose=verbose)
     callbacks = [CSVLog(os.path.join(folder, EPOCHS_FILE)), run]
     if config.EARLY_STOPPING:
-        callbacks.append(EarlyStop(config.CHECKPOINT_BEST, config.EARLY_STOPPING))
+        callbacks.append(EarlyStop(config.CHECKPOINT_BEST, config.EARLY_STOPPING, verbose))
     return Logs(callbacks, run)

@@ -315,7 +315,13 @@ def _overriding(hooks: keras.callbacks.CallbackList, when: str) -> list[keras.ca
 
 
 class DeviceLogs(dict):
-    """Logs of a step whose values become floats when a callback looks at them, not before."""
+    """Logs of a step whose values become floats when a callback looks at them, not before; so do those of copies."""
+
+    def __iter__(self) -> Iterator[str]:  # `dict(logs)` and `{**logs}` look at values only where this is overridden
+        return super().__iter__()
+
+    def copy(self) -> dict[str, float]:
+        return dict(self)
 
     def __getitem__(self, name: str) -> float:
         return float(super().__getitem__(name))

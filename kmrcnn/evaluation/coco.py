@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import numbers
 import os
 import time
 from collections import deque
@@ -99,9 +100,12 @@ def _category_id(dataset: Any, class_id: int) -> Any:
     return class_id if source is None else _plain(dataset.get_source_class_id(class_id, source))
 
 
-def source_image_id(dataset: Any, image_id: int) -> Any:
-    """The id that an image has in COCO's objects: the source's, or the internal one of a dataset with several."""
-    return int(image_id) if _source(dataset) is None else _plain(dataset.image_info[image_id]["id"])
+def coco_image_ids(dataset: Any) -> list[Any]:
+    """The id that each image has in COCO's objects: its source's. The internal one if the dataset has several sources,
+    or ids that are neither all numbers nor all texts: pycocotools sorts them, and a results file has to hold them."""
+    ids = [_plain(info["id"]) for info in dataset.image_info]
+    usable = any(all(isinstance(key, kind) for key in ids) for kind in (numbers.Real, str))
+    return ids if usable and _source(dataset) is not None else list(range(len(ids)))
 
 
 def _plain(value: Any) -> Any:
@@ -111,10 +115,10 @@ def _plain(value: Any) -> Any:
 def dataset_to_coco(dataset: Any, image_ids: Iterable[int] | None = None) -> COCO:
     """The ground truth of any prepared Dataset as a COCO object, from its `load_mask`.
 
-    Images and categories carry the ids of the source; internal ids when the dataset has several sources.
+    Images and categories carry the ids of the source, or internal ids: see `coco_image_ids`.
     Negative class ids become crowds. An image whose masks cannot be read is left out, with a warning.
     """
-    images, annotations = [], []
+    images, annotations, keys = [], [], coco_image_ids(dataset)
     for image_id in dataset.image_ids if image_ids is None else image_ids:
         try:
             masks, class_ids = dataset.load_mask(image_id)
@@ -122,9 +126,8 @@ def dataset_to_coco(dataset: Any, image_ids: Iterable[int] | None = None) -> COC
         except Exception as error:  # a user's load_mask may raise anything
             logger.warning("image %s is left out of the ground truth: %s", image_id, _words(error))
             continue
-        key = source_image_id(dataset, image_id)
-        images.append({"id": key, "height": int(height), "width": int(width)})
-        annotations += [{"image_id": key, **row} for row in _annotations(dataset, masks, class_ids)]
+        images.append({"id": keys[image_id], "height": int(height), "width": int(width)})
+        annotations += [{"image_id": keys[image_id], **row} for row in _annotations(dataset, masks, class_ids)]
     categories = [{"id": _category_id(dataset, int(class_id)), "name": dataset.class_names[class_id]}
                   for class_id in dataset.class_ids if class_id > 0]
     frame = COCO()
@@ -172,15 +175,16 @@ def evaluate_coco(
     """
     iou_types = _iou_types(eval_type)
     image_ids = list(dataset.image_ids if image_ids is None else image_ids)[: limit or None]
+    every_key = coco_image_ids(dataset)
     if coco is None:
         coco = dataset_to_coco(dataset, image_ids)
-        image_ids = [image_id for image_id in image_ids if source_image_id(dataset, image_id) in coco.imgs]
+        image_ids = [image_id for image_id in image_ids if every_key[image_id] in coco.imgs]
     start = time.perf_counter()
     found = _detect(model, dataset, image_ids, verbose, replicas)
     if found is None:
         return None
     detections, skipped, seconds = found
-    keys = [source_image_id(dataset, image_id) for image_id in image_ids]
+    keys = [every_key[image_id] for image_id in image_ids]
     # A dataset that reads only some classes is scored on these.
     categories = [_category_id(dataset, int(class_id)) for class_id in dataset.class_ids if class_id > 0]
     by_type = {kind: coco_stats(coco, detections, kind, keys, categories) for kind in iou_types}
@@ -229,14 +233,14 @@ class _Run:
 
     def __call__(self, image_ids: Sequence[int]) -> list[list[dict[str, Any]] | None]:
         images, found = _Images(self._dataset, list(image_ids), self._model.config), {}
+        keys = coco_image_ids(self._dataset)
         start = time.perf_counter()
         with tqdm(total=len(image_ids), desc="detect", unit="image", disable=not self._verbose) as progress:
             for row in self._model.detect_stream(images, masks="rle"):
                 boxes = row.get("boxes", row["rois"])  # before rounding, where the model tells
                 image_id = images.on_the_way.popleft()
-                key = source_image_id(self._dataset, image_id)
-                found[image_id] = build_coco_results(self._dataset, [key], boxes, row["class_ids"], row["scores"],
-                                                     row["masks"])
+                found[image_id] = build_coco_results(self._dataset, [keys[image_id]], boxes, row["class_ids"],
+                                                     row["scores"], row["masks"])
                 progress.update()
             progress.update(len(images.skipped))
         self.seconds = time.perf_counter() - start - images.seconds

@@ -13,11 +13,13 @@ from kmrcnn.engine import progress
 from kmrcnn.engine.best import EarlyStop
 from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.execution import Execution
+from kmrcnn.engine.logs import make_logs
 from kmrcnn.engine.loop import DeviceLogs, fit
 from kmrcnn.engine.replicas import Replicas
 from kmrcnn.engine.run_log import RunLog
 from kmrcnn.engine.step import build_eval_step, build_train_step
 from tests.engine.fakes import Batches, build_model
+from tests.tiny import TinyConfig
 
 
 def _fit(model, optimizer=None, batches=None, **kwargs):
@@ -163,6 +165,8 @@ def test_device_logs_convert_on_access_only():
     assert "loss" in logs and logs.get("other") is None and Scalar.reads == 0
     assert logs["loss"] == logs.get("loss") == dict(logs.items())["loss"] == 1.5
     assert logs.values() == [1.5]
+    for copied in (dict(logs), {**logs}, logs.copy(), logs | {}):
+        assert copied == {"loss": 1.5}
 
 
 def test_csv_log_continues_after_a_resume(tmp_path):
@@ -238,6 +242,17 @@ def test_early_stop_of_a_value_that_never_was_a_number(capsys):
 
 
 @pytest.mark.once
+def test_early_stop_is_silent_where_the_run_is(tmp_path, capsys):
+    config = TinyConfig()
+    config.update({"EARLY_STOPPING": 1, "CHECKPOINT_BEST": "loss"})
+    for verbose in (1, 0):
+        stop = make_logs(tmp_path, config, verbose).callbacks[-1]
+        stop.set_model(build_model())
+        stop.on_epoch_end(0, {"loss": float("nan")})
+        assert stop.model.stop_training and ("training ends" in capsys.readouterr().out) == bool(verbose)
+
+
+@pytest.mark.once
 def test_early_stop_goes_on_where_it_was():
     first, second = EarlyStop("val_loss", 2), EarlyStop("val_loss", 2)
     first.on_epoch_end(0, {"val_loss": 1.0})
@@ -277,6 +292,9 @@ class _Due:
 
     def restore(self, *_):
         pass
+
+    def before_callbacks(self, *_):
+        return lambda: None
 
     def due(self) -> bool:
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import signal
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from kmrcnn.engine import callback_state
 from kmrcnn.engine.callbacks import CSVLog
 from kmrcnn.engine.checkpoint import CheckpointError, list_checkpoints, read_last
 from kmrcnn.engine.execution import Execution
@@ -288,6 +290,29 @@ def test_what_a_callback_changes_in_place_behind_an_epoch_is_undone_too(tmp_path
     counting = Counting()
     Training(tmp_path).run(callbacks=[counting])
     assert counting.seen.tolist() == [1] * EPOCHS
+
+
+@pytest.mark.once
+def test_what_callbacks_remember_comes_back_as_it_was():
+    class Remembering(keras.callbacks.Callback):
+        def __init__(self, state=None):
+            super().__init__()
+            self.state = state
+
+        def get_state(self):
+            return self.state
+
+        def set_state(self, state):
+            self.state = state
+
+    for state in ({1: 2, 3: {"a": 0.5}}, {"array": [1]}, {"array": {"array": "x"}, "b": {"dict": 2}}, {"dict": {}}):
+        states, arrays = callback_state.collect([Remembering(state)])
+        restored = Remembering()
+        callback_state.restore([restored], json.loads(json.dumps(states)), arrays)
+        assert restored.state == state
+    for state in ({"seen": {1}}, {"seen": np.array([None])}):
+        with pytest.raises(TypeError, match="callback/Remembering-1/seen: found (set|ndarray), expected numbers"):
+            callback_state.collect([Remembering(state)])
 
 
 @pytest.mark.once

@@ -242,6 +242,18 @@ def test_damaged_lines_are_dropped_when_a_run_goes_on(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("steps", [4, 20])
+def test_lines_of_finished_epochs_are_kept_where_epochs_get_another_length(tmp_path, steps):
+    log = JSONLines(tmp_path / "metrics.jsonl")
+    for epoch in (1, 2, 3):
+        log.step(10 * epoch, epoch, {"loss": 1.0})
+        log.epoch(10 * epoch, epoch, {"loss": 1.0}, {}, {})
+    log.begin(Place(2 * steps, 2, 2 * steps))
+    assert [(row["kind"], row["epoch"]) for row in read_json_lines(log.path)] == [
+        ("step", 1), ("epoch", 1), ("step", 2), ("epoch", 2)]
+
+
+@pytest.mark.once
 def test_a_log_that_cannot_be_written_ends_alone(tmp_path):
     (tmp_path / "a").mkdir()
     log = RunLog([JSONLines(tmp_path / "a"), good := _Lines()], every=1)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +124,16 @@ def test_several_sources_use_internal_ids():
     assert sorted(truth.cats) == [1, 2, 3, 4]
     results = evaluate_coco(Oracle(dataset), dataset, eval_type="both", verbose=0)
     assert results["bbox"].ap == results["segm"].ap == pytest.approx(1)
+
+
+@pytest.mark.parametrize("ids", [[7, "a", 0], [(0, 1), (0, 2), (1, 1)], [Path("c"), Path("a"), Path("b")]])
+def test_image_ids_of_any_kind_are_scored_and_written(ids, tmp_path):
+    dataset = Boxes()
+    for info, key in zip(dataset.image_info, ids, strict=True):
+        info["id"] = key
+    results = evaluate_coco(Oracle(dataset), dataset, eval_type="both", results_path=tmp_path / "r.json", verbose=0)
+    assert results["segm"].ap == pytest.approx(1) and results["bbox"].ap == pytest.approx(1)
+    assert {row["image_id"] for row in json.loads((tmp_path / "r.json").read_text())} == {0, 1}
 
 
 def test_annotation_id_zero_counts_as_a_match():
