@@ -262,6 +262,22 @@ def test_1x_is_what_the_file_of_its_system_says(file):
 
 
 @pytest.mark.once
+def test_detection_does_not_complete_the_batch_of_training(file):
+    """Images an inference model takes at once: one, or as many as the recipe or its user says."""
+    def batch(source, *overrides):
+        config = recipes.load(source, overrides).on_devices(1).config(inference=True)
+        return config.GPU_COUNT, config.IMAGES_PER_GPU
+
+    single = [recipes.load("lsj").config(inference=True), recipes.load(file(files.DETECTRON)).config(inference=True)]
+    assert [config.BATCH_SIZE for config in single] == [1, 1]
+    assert [batch(name) for name in ("1x", "lsj", "nuclei", "shapes")] == [(1, 1)] * 3 + [(1, 8)]
+    assert [batch(file(text)) for text in (files.DETECTRON, files.LIANGHEMING)] == [(1, 1)] * 2
+    path = file(files.MASKRCNN_BENCHMARK)
+    assert batch(path) == (1, 8) and batch(path, "TEST.IMS_PER_BATCH=16") == (1, 16)
+    assert recipes.load("1x", ["IMAGES_PER_GPU=4"]).config(inference=True).BATCH_SIZE == 4
+
+
+@pytest.mark.once
 def test_a_smaller_batch_keeps_the_images_of_a_run():
     recipe = recipes.load("1x", ["GPU_COUNT=1"])
     assert recipe.config().STEPS_PER_EPOCH == 20000 and recipe.config(STEPS_PER_EPOCH=7).STEPS_PER_EPOCH == 7
