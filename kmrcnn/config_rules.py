@@ -290,7 +290,7 @@ def check_network(config: Any) -> None:
     _check_strides(config)
     # The last stage of a C4 network halves the map before the mask head doubles it.
     mask_size = config.MASK_POOL_SIZE * (2 if config.NECK else 1)
-    if list(config.MASK_SHAPE) != [mask_size] * 2:
+    if config.PREDICT_MASKS and list(config.MASK_SHAPE) != [mask_size] * 2:
         words = "twice MASK_POOL_SIZE" if config.NECK else "MASK_POOL_SIZE, as NECK is None"
         fail("MASK_SHAPE", config.MASK_SHAPE, f"{[mask_size] * 2}, {words}")
     if config.RPN_NEGATIVE_IOU > config.RPN_POSITIVE_IOU:

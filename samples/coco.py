@@ -108,8 +108,7 @@ def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     validation, _ = load(args, subsets(args)[-1])
     names = ("dataset", "year", "images", "epochs", "lr", "layers", "recipe", "stages", "inference")
     run = {name: getattr(args, name) for name in names}
-    if args.one_pass:
-        model.config.STEPS_PER_EPOCH = -(-len(training.image_ids) // model.config.BATCH_SIZE)
+    common.set_one_pass(model, training, args)
     for layers, epochs, rate in stages(args, model.config):
         common.train(model, training, validation, rate, epochs, layers, run, common.resumed(args, CocoConfig.NAME))
 
@@ -157,7 +156,6 @@ def main() -> None:
     weights = common.find_weights(args.model, args.logs, CocoConfig.NAME)
     config, run = common.recall(weights, CocoScratchConfig if args.model == "none" else CocoConfig, args.model)
     common.fill(args, run, year="2014")
-    args.one_pass = recipe is not None and recipe.one_pass
     if recipe:
         config = recipe.config(NAME=CocoConfig.NAME, NUM_CLASSES=CocoConfig.NUM_CLASSES)
     if args.images:

@@ -87,9 +87,10 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
     The recipe's batch is spread over the devices, by default one; with IMAGES_PER_GPU=N each has so many, and where the
     recipe knows its REFERENCE_BATCH_SIZE learning rate and lengths are scaled with the batch.
 
-    Sets `args.stages` and `args.inference` to the recipe's, else None, and --model to where it starts unless given.
+    Sets `args.stages` and `args.inference` to the recipe's, else None, --model to where it starts unless given, and
+    `args.one_pass` to whether its epoch is one pass over the data.
     """
-    args.stages = args.inference = None
+    args.stages, args.inference, args.one_pass = None, None, False
     if args.recipe is None:
         if args.model is None:
             raise SystemExit("--model is needed, or a --recipe that says where to start")
@@ -100,6 +101,7 @@ def read_recipe(args: argparse.Namespace) -> recipes.Recipe | None:
     args.model, args.overrides = args.model or recipe.weights or "none", []
     args.stages = [list(dataclasses.astuple(stage)) for stage in recipe.stages]
     args.inference = {key: plain(key, value) for key, value in recipe.inference.items()}
+    args.one_pass = recipe.one_pass
     print(recipe.describe())
     with blame("--devices"):
         return recipe.changed({"GPU_COUNT": args.devices or 1}) if given else recipe.on_devices(args.devices or 1)
@@ -242,6 +244,12 @@ def class_arguments(entry: catalogue.WeightFile, config: Config) -> dict:
         return {"keep_classes": CATEGORY_IDS, "by_name": entry.kind == "boxes"}
     other_classes = classes is not None and classes != config.NUM_CLASSES
     return {"exclude": "heads" if other_classes else None, "by_name": entry.kind == "boxes"}
+
+
+def set_one_pass(model: MaskRCNN, training: Dataset, args: argparse.Namespace) -> None:
+    """Make an epoch one pass over the data if the recipe says so."""
+    if args.one_pass:
+        model.config.STEPS_PER_EPOCH = -(-len(training.image_ids) // model.config.BATCH_SIZE)
 
 
 def train(model: MaskRCNN, training: Dataset, validation: Dataset, rate: float | None, epochs: int, layers: str,

@@ -62,6 +62,7 @@ def load(args: argparse.Namespace, subset: str) -> NucleusDataset:
 def train(args: argparse.Namespace, model: MaskRCNN) -> None:
     """The recipe's stages, or Matterport's: heads first and then everything."""
     training, validation = load(args, "train"), load(args, "val")
+    common.set_one_pass(model, training, args)
     stages = args.stages or [["heads", 20, None], ["all", 40, None]]
     run = {"dataset": args.dataset, "recipe": args.recipe, "stages": stages, "epochs": args.epochs}
     for layers, epochs, rate in common.until(stages, args.epochs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from kmrcnn.foreign import parts
@@ -196,18 +197,13 @@ def datasets(values: Values) -> dict[str, Any]:
 def schedule(values: Values) -> dict[str, Any]:
     """The learning rate's policy. Steps begin with 0 there, and with the first drop here."""
     policy, stop, gamma = values["SOLVER.LR_POLICY"], values["SOLVER.MAX_ITER"], values["SOLVER.GAMMA"]
-    steps, rates = tuple(step for step in values["SOLVER.STEPS"] if step), values["SOLVER.LRS"]
     common = {"LEARNING_RATE": values["SOLVER.BASE_LR"], "LR_GAMMA": gamma}
     if policy == "step":
         return {**common, "LR_SCHEDULE": "step", "LR_STEPS": (values["SOLVER.STEP_SIZE"],)}
-    if policy == "steps_with_decay":
-        return {**common, "LR_SCHEDULE": "multistep" if steps else "constant", "LR_STEPS": steps}
-    if policy == "steps_with_lrs":
-        if len(rates) != len(steps) + 1:
-            raise ForeignKeyError(f"SOLVER.LRS: found {rates}, expected {len(steps) + 1} rates, as SOLVER.STEPS are "
-                                  f"{values['SOLVER.STEPS']}")
-        return {"LR_SCHEDULE": "multistep", "LR_STEPS": steps, "LEARNING_RATE": rates[0],
-                "LR_GAMMA": [rate / rates[0] for rate in rates[1:]]}
+    if policy in ("steps_with_decay", "steps_with_lrs"):
+        steps = drops(values["SOLVER.STEPS"])
+        own = _rates(values, steps) if policy == "steps_with_lrs" else {}
+        return {**common, **own, "LR_SCHEDULE": "multistep" if steps else "constant", "LR_STEPS": steps}
     if policy == "cosine_decay":
         return {**common, "LR_SCHEDULE": "cosine", "LR_TOTAL_STEPS": stop}
     if policy == "exp_decay":
@@ -216,10 +212,31 @@ def schedule(values: Values) -> dict[str, Any]:
                           "cosine_decay or exp_decay")
 
 
+def drops(steps: Sequence[float]) -> tuple[float, ...]:
+    """Steps without the 0 that they begin with: Detectron asserts it, Detectron.pytorch passes over any first one."""
+    if steps and steps[0] != 0:
+        raise ForeignKeyError(f"SOLVER.STEPS: found {steps}, expected 0 as the first, such as {(0, *steps)}")
+    return tuple(steps[1:])
+
+
+def _rates(values: Values, steps: Sequence[float]) -> dict[str, Any]:
+    """Of policy steps_with_lrs: one for each step, that of 0 included."""
+    rates = values["SOLVER.LRS"]
+    if len(rates) != len(steps) + 1 or not rates[0] > 0:
+        raise ForeignKeyError(f"SOLVER.LRS: found {rates}, expected {len(steps) + 1} rates above 0, as SOLVER.STEPS "
+                              f"are {values['SOLVER.STEPS']}")
+    return {"LEARNING_RATE": rates[0]} | ({"LR_GAMMA": [rate / rates[0] for rate in rates[1:]]} if steps else {})
+
+
 def optimizer(values: Values) -> dict[str, Any]:
     """SGD's velocity contains the rate, as Caffe2's and Keras' do; Adam has nothing to scale."""
     kind = values["SOLVER.TYPE"].lower()
     return {"OPTIMIZER": kind, "MOMENTUM_CORRECTION": values["SOLVER.SCALE_MOMENTUM"] and kind == "sgd"}
+
+
+def bias_decay(values: Values) -> dict[str, Any]:
+    """None, or that of weights: of group normalisations' biases, too, though their scales have WEIGHT_DECAY_GN."""
+    return {"BIAS_WEIGHT_DECAY": values["SOLVER.WEIGHT_DECAY"] if values["SOLVER.BIAS_WEIGHT_DECAY"] else 0.0}
 
 
 def length(values: Values) -> dict[str, Any]:
@@ -329,7 +346,7 @@ ROWS: list[Row] = [
     to("SOLVER.WEIGHT_DECAY", 0.0005, "WEIGHT_DECAY"),
     to("SOLVER.WEIGHT_DECAY_GN", 0.0, "NORM_WEIGHT_DECAY"),
     to("SOLVER.BIAS_DOUBLE_LR", True, "BIAS_LR_FACTOR", lambda value: 2.0 if value else 1.0),
-    to("SOLVER.BIAS_WEIGHT_DECAY", False, "BIAS_WEIGHT_DECAY", lambda value: None if value else 0.0),
+    by("SOLVER.BIAS_WEIGHT_DECAY", False, "BIAS_WEIGHT_DECAY", bias_decay),
     to("SOLVER.WARM_UP_ITERS", 500, "WARMUP_STEPS"),
     to("SOLVER.WARM_UP_FACTOR", 1 / 3, "WARMUP_FACTOR"),
     to("SOLVER.WARM_UP_METHOD", "linear", "WARMUP_METHOD",

@@ -97,7 +97,7 @@ ROWS: list[Row] = [
     absent("data.remove_blank", True, "a Dataset says which images there are: CocoDataset leaves out those without "
            "objects if it is given `class_ids`", harmless=True),
     to("model.num_cls", 80, "NUM_CLASSES", lambda value: value + 1, "and the background"),
-    by("model.backbone", "resnet50", ("BACKBONE", "weights"), backbone),
+    by("model.backbone", "resnet18", ("BACKBONE", "weights"), backbone),
     by("model.pretrained", True, "weights", backbone),
     absent("model.reduction", False, "squeeze and excitation is not here yet"),
     by("model.fpn_channel", 256, ("TOP_DOWN_PYRAMID_SIZE", "RPN_CONV_SIZE"), lambda values: dict.fromkeys(

@@ -135,8 +135,9 @@ def _recipe(family: Family, settings: Mapping[str, Any], notes: Sequence[str]) -
     fields = {key: value for key, value in settings.items() if key in FIELDS and key not in ("layers", "epochs")}
     inference = {key.partition(".")[2]: value for key, value in settings.items() if key.startswith("inference.")}
     config = {key: value for key, value in settings.items() if key.isupper()}
-    # What inference has in common with training needs no word.
-    inference = {key: value for key, value in inference.items() if key not in config or config[key] != value}
+    # What inference has in common with training needs no word; but a recipe has a batch of its own for it.
+    inference = {key: value for key, value in inference.items()
+                 if key == "IMAGES_PER_GPU" or key not in config or config[key] != value}
     stage = {"layers": settings["layers"], "epochs": settings["epochs"]}
     return {"about": f"read from a file of {family.name}", "source": family.source, **fields, "inference": inference,
             "config": config, "stages": [stage], "notes": list(notes)}

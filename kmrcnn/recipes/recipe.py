@@ -29,7 +29,7 @@ class Recipe:
         name: of the recipe.
         settings: of the Config, on top of its defaults.
         stages: calls of `train`, one after the other.
-        inference: settings that differ when the trained model detects.
+        inference: settings that differ when the trained model detects, by default one image at a time on one device.
         weights: where training starts: a name of docs/weights.md or a file; None: at random.
         one_pass: an epoch is one pass over the data, whatever their number.
         about, command, expected, hardware, time, memory, measured_by, source: for people. `expected` is what was
@@ -70,8 +70,11 @@ class Recipe:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"stages: found {values.get('stages')!r}, expected a list of {{layers, epochs}} and, if "
                              "wanted, learning_rate") from error
-        texts = {key: value for key, value in values.items() if key not in ("config", "stages", "notes")}
-        return cls(name, dict(values.get("config") or {}), stages, notes=tuple(values.get("notes") or ()), **texts)
+        texts = {key: value for key, value in values.items() if key not in ("config", "stages", "notes", "inference")}
+        # Every call of `detect` completes a batch: that of training would be 64 images for one with some recipes.
+        inference = {"GPU_COUNT": 1, "IMAGES_PER_GPU": 1, **(values.get("inference") or {})}
+        return cls(name, dict(values.get("config") or {}), stages, inference, notes=tuple(values.get("notes") or ()),
+                   **texts)
 
     def changed(self, settings: Mapping[str, Any]) -> Recipe:
         """The recipe with other settings, in training and inference; with STEPS_PER_EPOCH an epoch is no pass."""
@@ -80,7 +83,7 @@ class Recipe:
                                    one_pass=self.one_pass and "STEPS_PER_EPOCH" not in settings)
 
     def on_devices(self, count: int) -> Recipe:
-        """The same batch on `count` devices.
+        """The same batch of training on `count` devices.
 
         Raises:
             ValueError: it cannot be spread over so many.
@@ -89,7 +92,8 @@ class Recipe:
         if config.BATCH_SIZE % count:
             raise ValueError(f"{self.name}: found a batch of {config.BATCH_SIZE} images, expected a multiple of the "
                              f"{count} devices")
-        return self.changed({"GPU_COUNT": count, "IMAGES_PER_GPU": config.BATCH_SIZE // count})
+        batch = {"GPU_COUNT": count, "IMAGES_PER_GPU": config.BATCH_SIZE // count}
+        return dataclasses.replace(self, settings={**self.settings, **batch})
 
     def config(self, inference: bool = False, images: int | None = None, **settings: Any) -> Config:
         """The configuration for training, or for detection with the trained model.

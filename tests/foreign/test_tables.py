@@ -46,7 +46,7 @@ OTHERS = {
     "MODEL.ROI_MASK_HEAD.FEATURE_EXTRACTOR": "ResNet50Conv5ROIFeatureExtractor",
     "MODEL.RESNETS.TRANS_FUNC": "BottleneckWithGN", "MODEL.RESNETS.STEM_FUNC": "StemWithGN",
     "DATASETS.TRAIN": ("mine",), "DATASETS.TEST": ("mine",), "SOLVER.WARMUP_METHOD": "constant", "DTYPE": "float16",
-    "SOLVER.STEPS": (5, 7), "TEST.EXPECTED_RESULTS": (("coco", "bbox", "AP", 0.3, 0.1),),
+    "SOLVER.STEPS": (0, 5, 7), "TEST.EXPECTED_RESULTS": (("coco", "bbox", "AP", 0.3, 0.1),),
     "SOLVER.MAX_ITER": 5000, "SOLVER.TEST_PERIOD": 1000, "DATALOADER.SIZE_DIVISIBILITY": 64,
     "MODEL.CONV_BODY": "FPN.fpn_ResNet101_conv5_body", "RESNETS.TRANS_FUNC": "bottleneck_gn_transformation",
     "RESNETS.STEM_FUNC": "basic_gn_stem", "RESNETS.SHORTCUT_FUNC": "basic_gn_shortcut", "RESNETS.FREEZE_AT": 0,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import keras
 import numpy as np
 import pytest
+import yaml
 
 from kmrcnn import MaskRCNN, recipes
 from kmrcnn.engine.optimizer import default_optimizer
 from kmrcnn.engine.stages import LAYER_STAGES
+from kmrcnn.engine.tuning import tuning_of
 from kmrcnn.importers import catalogue
 from tests.foreign import files
 
@@ -93,6 +96,45 @@ def test_c4_is_the_catalogues_network(file):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("others", [[], DETECTRON_C4])
+def test_files_of_faster_rcnn_say_nothing_about_masks(file, others):
+    """Neither FPN nor C4: both systems' defaults of the mask head belong to one of them."""
+    tree = yaml.safe_load(files.MASKRCNN_BENCHMARK if not others else files.C4)
+    tree["MODEL"].pop("ROI_MASK_HEAD")
+    theirs = recipes.load(file(yaml.safe_dump(tree)), ["MODEL.MASK_ON=False"])
+    tree = yaml.safe_load(files.DETECTRON)
+    tree.pop("MRCNN")
+    others = [item for item in others if "MRCNN" not in item]
+    for recipe in (theirs, recipes.load(file(yaml.safe_dump(tree)), ["MODEL.MASK_ON=False", *others])):
+        for inference in (False, True):
+            recipe.config(inference=inference).validate()
+        assert recipe.config().PREDICT_MASKS is False and recipe.config().NECK == (None if others else "fpn")
+
+
+@pytest.mark.once
+def test_detectrons_steps_begin_with_0(file):
+    """It asserts that; Detectron.pytorch passes over the first step, whatever it is."""
+    path, policy = file(files.DETECTRON), ["SOLVER.LR_POLICY=steps_with_lrs"]
+    with pytest.raises(ValueError, match=r"SOLVER.STEPS: found \(60000, 80000\), expected 0 as the first"):
+        recipes.load(path, ["SOLVER.STEPS=[60000, 80000]"])
+    config = recipes.load(path, [*policy, "SOLVER.STEPS=[0]", "SOLVER.LRS=[0.3]"]).config()
+    config.validate()
+    assert rate(config, 0) == pytest.approx(0.1) and rate(config, 85000) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="SOLVER.LRS: found .*expected 3 rates above 0"):
+        recipes.load(path, [*policy, "SOLVER.LRS=[0.0, 0.1, 0.01]"])
+
+
+@pytest.mark.once
+def test_detectron_pytorch_counts_the_biases_of_group_normalisation_among_biases(file):
+    groups = {}
+    for decayed in (False, True):
+        config = recipes.load(file(files.DETECTRON), [f"SOLVER.BIAS_WEIGHT_DECAY={decayed}"]).config()
+        variables = [keras.Variable(1.0, name=name) for name in ("kernel", "bias", "beta", "gamma")]
+        groups[decayed] = [tuning_of(config).groups.decay(v, config.WEIGHT_DECAY) for v in variables]
+    assert groups == {False: [1e-4, 0, 0, 0], True: [1e-4, 1e-4, 1e-4, 0]}
+
+
+@pytest.mark.once
 @pytest.mark.parametrize(("others", "last_stage"), [([], False), (DETECTRON_C4, True)])
 def test_a_frozen_body_includes_the_fpn_but_not_the_stage_in_the_heads(file, others, last_stage):
     recipe = recipes.load(file(files.DETECTRON), ["TRAIN.FREEZE_CONV_BODY=True", *others])
@@ -111,6 +153,8 @@ def test_liangheming_is_a_cosine_over_passes_with_an_average(file):
     assert (config.NUM_CLASSES, config.STEPS_PER_EPOCH, recipe.weights) == (81, 29317, "torchvision_resnet50_v1")
     assert recipe.config(images=117266).STEPS_PER_EPOCH == 7330
     assert any("IoU" in note for note in recipe.notes)
+    unnamed = recipes.load(file(files.LIANGHEMING.replace("  backbone: resnet50\n", "")))
+    assert (unnamed.settings["BACKBONE"], unnamed.weights) == ("resnet18", "torchvision_resnet18_v1")
     own = recipes.load("liangheming").config()
     assert own.AUGMENTATION == config.AUGMENTATION
     assert {"Noise": {"probability": 0.5}} in own.AUGMENTATION[0]["OneOf"]["augmentations"]
@@ -215,6 +259,22 @@ def test_1x_is_what_the_file_of_its_system_says(file):
     one, two = ours.config().to_dict(), theirs.config(NAME="coco").to_dict()
     assert different(one, two) == {"LOADER_WORKERS", "VALIDATION_STEPS", "STD_PIXEL", "PRECISION"}
     assert (ours.stages, ours.weights) == (theirs.stages, theirs.weights)
+
+
+@pytest.mark.once
+def test_detection_does_not_complete_the_batch_of_training(file):
+    """Images an inference model takes at once: one, or as many as the recipe or its user says."""
+    def batch(source, *overrides):
+        config = recipes.load(source, overrides).on_devices(1).config(inference=True)
+        return config.GPU_COUNT, config.IMAGES_PER_GPU
+
+    single = [recipes.load("lsj").config(inference=True), recipes.load(file(files.DETECTRON)).config(inference=True)]
+    assert [config.BATCH_SIZE for config in single] == [1, 1]
+    assert [batch(name) for name in ("1x", "lsj", "nuclei", "shapes")] == [(1, 1)] * 3 + [(1, 8)]
+    assert [batch(file(text)) for text in (files.DETECTRON, files.LIANGHEMING)] == [(1, 1)] * 2
+    path = file(files.MASKRCNN_BENCHMARK)
+    assert batch(path) == (1, 8) and batch(path, "TEST.IMS_PER_BATCH=16") == (1, 16)
+    assert recipes.load("1x", ["IMAGES_PER_GPU=4"]).config(inference=True).BATCH_SIZE == 4
 
 
 @pytest.mark.once

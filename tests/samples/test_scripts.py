@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kmrcnn import Config
 from tests.samples.conftest import IMAGE_SIZE, TINY, assert_picture, draw, write_coco
 
 # The samples hold no backend code; what they call is tested on every backend elsewhere.
@@ -180,6 +181,18 @@ def test_nucleus_train_evaluate_detect(run, tmp_path, capsys, monkeypatch):
     lines = (out / "submit.csv").read_text().splitlines()
     assert lines[0] == "ImageId,EncodedPixels" and len(lines) >= 4
     assert len(list(out.glob("*.png"))) == 3
+
+
+def test_nucleus_epoch_of_a_recipe_may_be_one_pass(run, tmp_path):
+    for subset in ("train", "val"):
+        write_coco(tmp_path / "data", subset, f"instances_{subset}.json", [{"id": 1, "name": "nucleus"}], 4)
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("_BASE_: nuclei\none_pass: true\nconfig: {IMAGE_RESIZE_MODE: square}\n", encoding="utf-8")
+    tiny = [item for item in TINY if "STEPS_PER_EPOCH" not in item and "IMAGES_PER_GPU" not in item]
+    run("nucleus", "train", f"--dataset={tmp_path / 'data'}", f"--recipe={recipe}", "--epochs=1",
+        f"--logs={tmp_path / 'logs'}", "IMAGES_PER_GPU=3", *tiny)
+    folder, = (tmp_path / "logs").iterdir()
+    assert Config.from_yaml(folder / "config.yaml").STEPS_PER_EPOCH == 2  # 4 images in batches of 3
 
 
 def test_nucleus_run_lengths(samples):
