@@ -191,4 +191,3 @@ def _why(error: Exception, address: str, port: int) -> str:
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-        print("THREADS", [open(f"/proc/self/task/{i}/comm").read().strip() for i in os.listdir("/proc/self/task")], file=__import__("sys").stderr)
