@@ -257,7 +257,7 @@ class Config:
     LOG_STEPS = 20  # steps between lines of metrics.jsonl and points of TensorBoard
     LOG_IMAGES = 4  # pictures of detections behind each evaluation
     LOG_REPORT = True  # report.html with plots at the end of `train`
-    EVALUATE_EPOCHS = 0  # epochs between COCO evaluations of the validation set, and one at the end; 0: none
+    EVALUATE_EPOCHS = 0  # epochs between COCO evaluations of the validation set, and at the last one asked for; 0: none
     EVALUATE_IMAGES = 0  # the first so many of its images; 0: all
     EARLY_STOPPING: int | None = None  # epochs without a better CHECKPOINT_BEST until training ends
 
