@@ -20,11 +20,11 @@ def _new(model_dir) -> RunFolder:
 
 def test_runs_that_begin_in_the_same_moment_have_a_folder_each(tmp_path, monkeypatch):
     """None of them sees what another has made before it makes its own."""
-    monkeypatch.setattr(os.path, "isdir", lambda path: False)
-    folders = [_new(tmp_path / "logs") for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "isdir", lambda path: False)
+        folders = [_new(tmp_path / "logs") for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(RunFolder.make, folders))
-    monkeypatch.undo()
     found = [os.path.basename(path) for path in find_runs(str(tmp_path / "logs"), "a")]
     assert found == ["a20260131T2359", "a20260201T0000", "a20260201T0001"]
     assert sorted(os.path.basename(folder.path) for folder in folders) == found
