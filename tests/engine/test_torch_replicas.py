@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -64,3 +67,30 @@ def test_sums_broadcasts_and_shares(tmp_path):
     np.testing.assert_array_equal(first["after"], second["after"])
     assert first["sums"] == 2 and first["sums_restored_elsewhere"] == pytest.approx(first["whole_sum"], rel=1e-6)
     assert first["buckets"] == 3  # one a tensor of 16 MB, one for the integers
+
+
+_THREADS = Path("/proc/self/task")
+
+
+def _threads_at_the_end(folder: str) -> None:
+    """Notes the threads that are left when everything has been left, though an error's traceback holds the replicas."""
+    from kmrcnn.engine import torch_replicas
+
+    def note():
+        names = [(thread / "comm").read_text().strip() for thread in _THREADS.iterdir()]
+        Path(folder, f"threads{replicas.rank}").write_text(" ".join(names))
+
+    atexit.register(note)  # behind those that are registered later
+    replicas = torch_replicas.join(2)
+    replicas.barrier()
+    if replicas.rank == 1:
+        raise OSError("disk on fire")
+
+
+@pytest.mark.skipif(not _THREADS.exists(), reason="threads are listed by Linux")
+def test_no_thread_of_gloo_is_left_when_the_interpreter_ends(tmp_path):
+    """One that still touches an object of Python's then would abort the process."""
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        together(_threads_at_the_end, str(tmp_path), folder=tmp_path)
+    left = (tmp_path / "threads1").read_text()
+    assert "python" in left and "gloo" not in left
